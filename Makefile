@@ -1,0 +1,36 @@
+# Two commands: `make demo` and `make test`. Both set up .venv on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test lint unit ranks clean
+
+install: .venv/installed
+
+# torch and its CUDA libraries are the bulk of it (5.4 GB); DeepSpeed compiles its one CPU op on first use.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel ninja torch torchvision
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--no-build-isolation-package deepspeed --editable '.[dev]' || \
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/llm-mde demo --out demo --seed $(or $(SEED),0)
+
+test: lint unit ranks
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy llm_mde
+
+unit: install
+	$(BIN)/python -m pytest -q tests/unit
+
+ranks: install
+	$(BIN)/python -m pytest -q tests/ranks tests/flow
+
+clean:
+	rm -rf demo

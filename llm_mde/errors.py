@@ -1,0 +1,21 @@
+"""Errors that a user can cause; `llm_mde.cli.main` prints them as one line and exits with 2.
+
+A message says where, what was expected, what came and what to do. Everything else that is raised is a
+bug of ours and keeps its traceback.
+"""
+
+
+class LlmMdeError(Exception):
+    """Base of every error a user can cause."""
+
+
+class ConfigError(LlmMdeError):
+    """A setting, a command-line word or a DeepSpeed JSON that cannot be used as given."""
+
+
+class DataError(LlmMdeError):
+    """A raw scene, shard, image or folder that is missing, broken or of the wrong kind."""
+
+
+class CheckpointError(LlmMdeError):
+    """A checkpoint, adapter or backbone that is missing, damaged or made for another model."""
