@@ -1,0 +1,1 @@
+"""Frames to tar shards (no torch), and shards to batches."""

@@ -1,0 +1,81 @@
+"""Logging to stderr, and progress with rate and ETA: a live bar on a terminal, else plain lines."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+
+LINE_EVERY_S = 10.0
+
+
+class Report(Protocol):
+    """What long work calls: how much is done, out of how much."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Called often; cheap."""
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Send this project's log lines to stderr, plain, so that stdout holds results alone."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("llm_mde")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1h02m`, `3m05s` or `12s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def pace(done: int, total: int, seconds: float, unit: str) -> str:
+    """`8.1 frames/s, ETA 1m12s`."""
+    rate = done / seconds if seconds > 0 else 0.0
+    eta = duration((total - done) / rate) if rate else "unknown"
+    return f"{rate:.1f} {unit}/s, ETA {eta}"
+
+
+@contextmanager
+def progress(title: str, unit: str) -> Iterator[Report]:
+    """Show progress of one piece of work while the block runs."""
+    started = time.monotonic()
+    if not sys.stderr.isatty():
+        yield _lines(title, unit, started)
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    rate = [TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
+    with Progress(*columns, *rate, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=None, rate="")
+
+        def report(done: int, total: int) -> None:
+            speed = done / max(time.monotonic() - started, 1e-9)
+            bar.update(task, completed=done, total=total, rate=f"{speed:.1f} {unit}/s")
+
+        yield report
+
+
+def _lines(title: str, unit: str, started: float) -> Report:
+    last = started
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= LINE_EVERY_S:
+            last = now
+            speed = pace(done, total, now - started, unit)
+            logger.info("%s %d/%d | %s", title, done, total, speed)
+
+    return report

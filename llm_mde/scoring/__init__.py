@@ -1,0 +1,1 @@
+"""Losses, metrics, and the protocols they are taken under."""

@@ -1,0 +1,1 @@
+"""What repeats a run: sweeps, experiments and their reports."""

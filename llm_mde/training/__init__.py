@@ -1,0 +1,1 @@
+"""One run under DeepSpeed: the engine, checkpoints and the loop."""
