@@ -1,0 +1,147 @@
+"""Names of NYU Depth V2 scenes, what they say, and who trains on what.
+
+`official_scenes.txt` lists the 284 raw scene folders of the official training part, from
+`nyudepthv2_train_files_with_gt.txt` (Lee et al. 2019, BTS, https://arxiv.org/abs/1907.10326), which
+lists 24,231 frames of them.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib import resources
+
+from llm_mde.errors import ConfigError, DataError
+
+# The scene types of those 284 folders; `excercise_room` is spelled so in the data.
+SCENE_TYPES = (
+    "basement",
+    "bathroom",
+    "bedroom",
+    "bookstore",
+    "cafe",
+    "classroom",
+    "computer_lab",
+    "conference_room",
+    "dinette",
+    "dining_room",
+    "excercise_room",
+    "foyer",
+    "furniture_store",
+    "home_office",
+    "home_storage",
+    "indoor_balcony",
+    "kitchen",
+    "laundry_room",
+    "living_room",
+    "nyu_office",
+    "office",
+    "office_kitchen",
+    "playroom",
+    "printer_room",
+    "reception_room",
+    "student_lounge",
+    "study",
+    "study_room",
+)
+# A frame that users of the toolbox's get_synched_frames.m are known to leave out.
+BAD_FRAMES = frozenset({"d-1315166703.129542-2466101449.pgm"})
+SPLITS = ("train", "val", "test", "heldout")
+RULES = ("auto", "official", "scene")
+VAL_SHARE = 0.05  # of the trainable groups
+TEST_SHARE = 0.10  # of the groups, where no official test set exists
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@cache
+def official_scenes() -> frozenset[str]:
+    """The 284 official training folders, exact names."""
+    text = resources.files("llm_mde.nyu").joinpath("official_scenes.txt").read_text("utf-8")
+    return frozenset(text.split())
+
+
+def check_scene_name(name: str) -> None:
+    """Scene names become sample keys and file names: letters, digits, `_` and `-` only.
+
+    Raises:
+        DataError: any other name (a dot would cut a sample's key in two).
+    """
+    if _NAME.fullmatch(name) is None:
+        raise DataError(
+            f"scene {name!r}: expected 1 to 64 letters, digits, '_' or '-' as in 'basement_0001a'; "
+            "rename the folder"
+        )
+
+
+def scene_type(name: str) -> str:
+    """`living_room` for `living_room_0042a`: the name up to its first digits."""
+    return re.split(r"\d", name, maxsplit=1)[0].rstrip("_")
+
+
+def scene_group(name: str) -> str:
+    """`living_room_0042` for `living_room_0042a`: parts of one place share a group."""
+    return re.sub(r"(?<=\d)[a-z]$", "", name)
+
+
+def may_hold_test_image(name: str) -> bool:
+    """Whether an official test image may come from this scene, as far as its name tells.
+
+    Only the listed folders are known to hold none; any other folder of an official type may.
+    """
+    return name not in official_scenes() and scene_type(name) in SCENE_TYPES
+
+
+def assign_splits(names: Iterable[str], *, rule: str = "auto", seed: int = 0) -> dict[str, str]:
+    """The split of each scene: `train`, `val`, `test` or `heldout`.
+
+    `official`: folders that may hold a test image are held out, 5 % of the other groups are `val`.
+    `scene`: seeded shares of all groups, 5 % `val` and 10 % `test`, groups never cut. `auto` is
+    `official` as soon as one official training folder is there. A share is at least one group,
+    `val` from two groups on, `test` from three on, and is spread over the scene types.
+
+    Raises:
+        ConfigError: an unknown rule.
+    """
+    names = sorted(names)
+    rule = resolve_rule(names, rule)
+    held = {name for name in names if rule == "official" and may_hold_test_image(name)}
+    groups = sorted({scene_group(name) for name in names if name not in held})
+    test: set[str] = set()
+    if rule == "scene" and len(groups) >= 3:
+        test = _draw(groups, TEST_SHARE, salt=f"test:{seed}")
+    rest = [group for group in groups if group not in test]
+    val = _draw(rest, VAL_SHARE, salt=f"val:{seed}") if len(rest) >= 2 else set()
+
+    def split(name: str) -> str:
+        if name in held:
+            return "heldout"
+        group = scene_group(name)
+        return "val" if group in val else "test" if group in test else "train"
+
+    return {name: split(name) for name in names}
+
+
+def resolve_rule(names: Iterable[str], rule: str) -> str:
+    """`official` or `scene`; `auto` looks for an official training folder among the names.
+
+    Raises:
+        ConfigError: an unknown rule.
+    """
+    if rule not in RULES:
+        raise ConfigError(f"splits: expected one of {', '.join(RULES)}, got {rule!r}")
+    if rule != "auto":
+        return rule
+    return "official" if official_scenes().intersection(names) else "scene"
+
+
+def _draw(groups: list[str], share: float, *, salt: str) -> set[str]:
+    """A seeded share of the groups, at least one: evenly spaced once they are sorted by type."""
+
+    def number(text: str) -> float:
+        return int.from_bytes(hashlib.sha256(f"{salt}:{text}".encode()).digest()[:8]) / 2**64
+
+    line = sorted(groups, key=lambda group: (scene_type(group), number(group)))
+    count = max(1, round(share * len(line)))
+    step = len(line) / count
+    start = number("start") * step
+    return {line[int(start + i * step)] for i in range(count)}
