@@ -1,0 +1,51 @@
+"""Cross-modal reprogramming: image tokens become mixtures of text prototypes."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llm_mde.errors import ConfigError
+
+
+class Reprogram(nn.Module):
+    """Cross-attention from image tokens to text prototypes: softmax(Q K^T / sqrt(d)) V.
+
+    Xia et al. 2024, https://arxiv.org/abs/2409.01133, Eq. 1 (after Jin et al. 2024, Time-LLM,
+    https://arxiv.org/abs/2310.01728, section 3.1), d = D_vit / heads. The paper leaves biases open:
+    the last projection has one, queries, keys and values have none. Ours: all weights start with
+    std 1 / sqrt(inputs), which keeps tokens distinct (see `prototypes`).
+    """
+
+    def __init__(self, vit_dim: int, llm_dim: int, *, heads: int, dropout: float) -> None:
+        """Builds the four projections; the inner width is that of the image tokens.
+
+        Raises:
+            ConfigError: the width is not a multiple of the heads.
+        """
+        super().__init__()
+        if vit_dim % heads:
+            raise ConfigError(
+                f"model.reprogram.heads: expected a divisor of the ViT's width {vit_dim}, "
+                f"got {heads}"
+            )
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(vit_dim, vit_dim, bias=False)
+        self.key = nn.Linear(llm_dim, vit_dim, bias=False)
+        self.value = nn.Linear(llm_dim, vit_dim, bias=False)
+        self.out = nn.Linear(vit_dim, llm_dim)
+        for layer in (self.query, self.key, self.value, self.out):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, visual: Tensor, prototypes: Tensor) -> Tensor:
+        """Image tokens (B, N, D_vit), prototypes (P, D) -> (B, N, D)."""
+        B = visual.shape[0]
+        q = self.query(visual).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, K, N, d)
+        k = self.key(prototypes).unflatten(-1, (self.heads, -1)).transpose(0, 1)  # (K, P, d)
+        v = self.value(prototypes).unflatten(-1, (self.heads, -1)).transpose(0, 1)  # (K, P, d)
+        out = F.scaled_dot_product_attention(
+            q,
+            k.expand(B, -1, -1, -1),
+            v.expand(B, -1, -1, -1),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out(out.transpose(1, 2).flatten(2))  # (B, N, D)
