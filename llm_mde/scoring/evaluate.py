@@ -1,0 +1,164 @@
+"""Scores of a split: per image under every protocol, then the mean, beside two blind baselines.
+
+Sums and counts are float64 and flat, so that ranks add up to the numbers of one process.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_mde.scoring.baselines import Baselines, nearest
+from llm_mde.scoring.losses import Loss
+from llm_mde.scoring.metrics import METRICS
+from llm_mde.scoring.protocols import (
+    CROP_COLS,
+    CROP_ROWS,
+    PROTOCOLS,
+    is_cropped,
+    resized,
+    score_pixels,
+    scored_pixels,
+)
+
+Predict = Callable[[Tensor], Tensor]
+"""Image (B, 3, h, w) uint8 to depth (B, 1, h', w') fp32 metres."""
+Batch = Mapping[str, Any]
+"""image (B, 3, h, w), depth and valid (B, 1, H, W), weight (B,) with 0 = padding."""
+
+BASELINES = ("constant", "mean_map")
+METRIC_ONLY = {"metric": PROTOCOLS["metric"]}
+COUNTS = ("images", "left_out", "cropped")
+
+
+class Scores:
+    """Running sums and counts of named per-image numbers, in float64."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._state = torch.zeros(2, len(self.names), dtype=torch.float64)
+        self._column = {name: i for i, name in enumerate(self.names)}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Count one image's numbers; a name that is absent is not counted for this image."""
+        columns = [self._column[name] for name in values]
+        self._state[0, columns] += torch.tensor(list(values.values()), dtype=torch.float64)
+        self._state[1, columns] += 1
+
+    def state(self) -> Tensor:
+        """Sums, then counts: float64 (2 * names,); states of ranks add up."""
+        return self._state.flatten().clone()
+
+    def add_state(self, state: Tensor) -> None:
+        """Add what another process counted under the same names."""
+        self._state += state.to(self._state).view_as(self._state)
+
+    def count(self, name: str) -> int:
+        """Images that had this number."""
+        return int(self._state[1, self._column[name]])
+
+    def means(self) -> dict[str, float]:
+        """Mean of every name that was counted."""
+        return {
+            name: (self._state[0, i] / self._state[1, i]).item()
+            for name, i in self._column.items()
+            if self._state[1, i] > 0
+        }
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Means over the images of a split."""
+
+    means: dict[str, float]
+    """`<protocol or baseline>/<metric>` and `loss`."""
+    images: int
+    """Images scored."""
+    left_out: int
+    """Images without a pixel that counts."""
+    cropped: int
+    """Images scored inside the Eigen crop."""
+
+    @property
+    def crop(self) -> str:
+        """The crop that was used, in words."""
+        if not self.cropped:
+            return "none"
+        box = f"eigen rows {CROP_ROWS[0]}:{CROP_ROWS[1]} cols {CROP_COLS[0]}:{CROP_COLS[1]}"
+        return box if self.cropped == self.images else f"{box} in {self.cropped} of {self.images}"
+
+    def named(self, split: str) -> dict[str, float]:
+        """Numbers under the tracker's names: `val/abs_rel`, `val_constant/rmse`."""
+        counts = {"images": self.images, "left_out": self.left_out, "cropped": self.cropped}
+        return {_tracked(name, split): value for name, value in self.means.items()} | {
+            f"{split}/{name}": float(count) for name, count in counts.items()
+        }
+
+
+def _tracked(name: str, split: str) -> str:
+    group, _, number = name.rpartition("/")
+    return f"{split}/{number}" if group in ("", "metric") else f"{split}_{group}/{number}"
+
+
+@torch.no_grad()
+def evaluate(
+    predict: Predict,
+    batches: Iterable[Batch],
+    *,
+    loss: Loss,
+    baselines: Baselines | None = None,
+    max_depth: float = 10.0,
+    reduce: Callable[[Tensor], Tensor] = torch.clone,
+) -> EvalResult:
+    """Score a split; every image alone, so that neither batch mates nor ranks move a number.
+
+    `reduce` sums a float64 (N,) tensor over ranks and is called once, at the end, on every rank.
+    The loss is taken at the prediction's size, with the truth brought to it by nearest neighbour.
+    """
+    scores = Scores(_names(baselines is not None))
+    for batch in batches:
+        pred = predict(batch["image"]).float().cpu()  # (B, 1, h, w)
+        for i in (batch["weight"] > 0).nonzero().flatten().tolist():
+            depth, valid = batch["depth"][i, 0].cpu(), batch["valid"][i, 0].cpu()
+            scores.add(_score(pred[i, 0], depth, valid, baselines=baselines, max_depth=max_depth))
+            scores.add(_loss(loss, pred[i, 0], depth, valid))
+    total = Scores(scores.names)
+    total.add_state(reduce(scores.state()).cpu())
+    images, left_out, cropped = (total.count(name) for name in COUNTS)
+    means = {name: value for name, value in total.means().items() if name not in COUNTS}
+    return EvalResult(means=means, images=images, left_out=left_out, cropped=cropped)
+
+
+def _names(with_baselines: bool) -> list[str]:
+    groups = [*PROTOCOLS, *(BASELINES if with_baselines else ())]
+    return [f"{group}/{metric}" for group in groups for metric in METRICS] + ["loss", *COUNTS]
+
+
+def _score(
+    pred: Tensor, depth: Tensor, valid: Tensor, *, baselines: Baselines | None, max_depth: float
+) -> dict[str, float]:
+    pixels = scored_pixels(depth, valid, max_depth=max_depth)
+    if not pixels.numel():
+        return {"left_out": 1.0}
+    size = (depth.shape[0], depth.shape[1])
+    gt = depth.flatten()[pixels]
+    groups = score_pixels(resized(pred, size).flatten()[pixels], gt, max_depth=max_depth)
+    for name, blind in (baselines.predictions(size) if baselines else {}).items():
+        values = blind.flatten()[pixels]
+        groups[name] = score_pixels(values, gt, max_depth=max_depth, protocols=METRIC_ONLY)[
+            "metric"
+        ]
+    flat = {f"{group}/{name}": v for group, row in groups.items() for name, v in row.items()}
+    return flat | {"images": 1.0} | ({"cropped": 1.0} if is_cropped(size) else {})
+
+
+def _loss(loss: Loss, pred: Tensor, depth: Tensor, valid: Tensor) -> dict[str, float]:
+    size = (pred.shape[0], pred.shape[1])
+    depth, valid = nearest(depth, size), nearest(valid, size)
+    if not valid.any():
+        return {}
+    log_depth = pred.clamp(min=torch.finfo(torch.float32).tiny).log()
+    value = loss(log_depth[None, None], depth[None, None], valid[None, None])
+    return {"loss": value.item()}

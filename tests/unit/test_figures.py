@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llm_mde.figures import (
+    NO_READING,
+    Sample,
+    colour_depth,
+    depth_figure,
+    depth_range,
+    learning_curve,
+    sample_sheet,
+)
+
+GREY = [round(255 * level) for level in NO_READING]
+
+
+def ramp() -> np.ndarray:
+    return np.linspace(1, 4, 24 * 32).reshape(24, 32)
+
+
+def is_png(path: Path) -> bool:
+    with Image.open(path) as picture:
+        return picture.format == "PNG" and len(np.unique(np.asarray(picture)[..., :3])) > 10
+
+
+def test_near_is_lighter_than_far() -> None:
+    colours = colour_depth(ramp(), vmin=1, vmax=4)
+    assert colours.shape == (24, 32, 3)
+    assert colours.dtype == np.uint8
+    lightness = colours.astype(float) @ [0.299, 0.587, 0.114]
+    assert (np.diff(lightness.ravel()) < 1).all()
+    assert lightness[0, 0] > lightness[-1, -1] + 100
+
+
+def test_colours_do_not_depend_on_the_rest_of_the_image() -> None:
+    whole = colour_depth(ramp(), vmin=1, vmax=4)
+    np.testing.assert_array_equal(colour_depth(ramp()[:3], vmin=1, vmax=4), whole[:3])
+
+
+def test_pixels_without_a_reading_are_grey() -> None:
+    depth = ramp()
+    depth[0, 0] = np.nan
+    valid = np.ones(depth.shape, dtype=bool)
+    valid[1, 1] = False
+    assert colour_depth(depth, vmin=1, vmax=4)[0, 0].tolist() == GREY
+    assert colour_depth(depth, vmin=1, vmax=4, valid=valid)[1, 1].tolist() == GREY
+
+
+def test_range_leaves_out_a_stray_pixel() -> None:
+    depth = np.full((100, 100), 2.0)
+    depth[0, 0] = 9.0
+    low, high = depth_range([depth])
+    assert low == 2.0
+    assert 2.0 < high < 2.1
+    assert depth_range([np.array([np.nan])]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_sheet_is_a_png_whatever_the_sizes_of_image_and_prediction(
+    tmp_path: Path, rows: int
+) -> None:
+    image = np.full((16, 16, 3), 90, dtype=np.uint8)
+    sample = Sample(image, ramp(), ramp() > 1.5, np.full((8, 8), 2.0, np.float32), "kitchen-000001")
+    path = sample_sheet([sample] * rows, tmp_path / "figures" / "step-000001.png")
+    assert is_png(path)
+    assert [file.name for file in path.parent.iterdir()] == ["step-000001.png"]
+
+
+def test_sheet_of_a_sample_without_a_reading_is_drawn(tmp_path: Path) -> None:
+    image = np.full((16, 16, 3), 90, dtype=np.uint8)
+    nothing = np.zeros((24, 32))
+    sample = Sample(image, nothing, nothing > 0, ramp())
+    assert is_png(sample_sheet([sample], tmp_path / "sheet.png"))
+
+
+def test_depth_figure_is_a_png_with_a_legend_below(tmp_path: Path) -> None:
+    path = depth_figure(ramp(), tmp_path / "depth.png", valid=ramp() > 1.2)
+    assert is_png(path)
+    with Image.open(path) as picture:
+        assert picture.height > picture.width * 24 / 32
+
+
+def test_learning_curve_draws_what_the_record_has(tmp_path: Path) -> None:
+    rows = [{"step": step, "time": 0.0, "train/loss": 1 / step} for step in range(1, 20)]
+    validation = {"step": 10, "val/loss": 2.0, "val/abs_rel": 0.3, "val_constant/abs_rel": 0.4}
+    rows.append(json.loads(json.dumps(validation)))
+    assert is_png(learning_curve(rows, tmp_path / "curve.png"))
+    assert is_png(learning_curve(rows[:5], tmp_path / "short.png"))
