@@ -1,0 +1,233 @@
+"""MLflow beside the run folder: parameters, metrics by step, figures and the adapter.
+
+A store that fails never stops training: what could not be sent waits and is sent again later.
+"""
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow.telemetry
+from alembic.util import CommandError
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.environment_variables import (
+    MLFLOW_DISABLE_TELEMETRY,
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from PIL import Image
+from sqlalchemy.exc import SQLAlchemyError
+
+from llm_mde.config import TrackingConfig, tracking_uri
+from llm_mde.tracking.tracker import Status, Tracker
+
+logger = logging.getLogger(__name__)
+
+RUN_ID_FILE = "mlflow_run_id"
+MAX_PARAMS = 100  # MLflow's limit of one log_batch
+MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
+RETRY_S = 60.0  # pause after a failure, so that a dead server costs one attempt a minute
+HTTP_RETRIES, HTTP_TIMEOUT_S = (
+    1,
+    10,
+)  # MLflow's own 7 and 120 s would hold the other ranks for minutes
+LOCK_S = 120.0  # creating a sqlite store takes seconds
+WAITING = 20_000  # calls kept while the store is away; the oldest go first
+
+# requests' errors are OSErrors, and so is filelock's time-out.
+FAILURES = (MlflowException, OSError, SQLAlchemyError, CommandError)
+REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
+
+
+class MlflowTracker(Tracker):
+    """One MLflow run; the id lies in the run folder, so that a resumed run goes on in it."""
+
+    def __init__(self, config: TrackingConfig, *, run_dir: Path, resume: bool = False) -> None:
+        """Start a run named after the folder, or go on with the one it belongs to."""
+        _quiet()
+        self._config = config
+        self._run_dir = run_dir
+        self._resume = resume
+        self._client: MlflowClient | None = None
+        self._run_id: str | None = None
+        self._waiting: deque[Callable[[MlflowClient, str], None]] = deque(maxlen=WAITING)
+        self._retry_at = 0.0
+        self._failed = False
+        self._drain()
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of this run; None while the store has not answered yet."""
+        return self._run_id
+
+    def params(self, params: Mapping[str, object]) -> None:
+        """Record the configuration; what a resumed run changes becomes a tag `resumed.<path>`."""
+        values = {key: _text(value) for key, value in params.items()}
+        self._send(lambda client, run_id: _log_params(client, run_id, values))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record numbers at an optimizer step."""
+        now_ms = round(time.time() * 1000)
+        batch = [Metric(name, float(value), now_ms, step) for name, value in metrics.items()]
+        self._send(lambda client, run_id: client.log_batch(run_id, metrics=batch))
+
+    def figure(self, path: Path, name: str, step: int) -> None:
+        """Record a picture: in the image grid of the page, by step, and as a file in `figures`."""
+        self._send(lambda client, run_id: _log_figure(client, run_id, path, name, step))
+
+    def artifacts(self, folder: Path, name: str) -> None:
+        """Record a folder of files."""
+        self._send(lambda client, run_id: client.log_artifacts(run_id, str(folder), name))
+
+    def close(self, status: Status = "finished") -> None:
+        """Send what waits, once, and end the run."""
+        self._waiting.append(
+            lambda client, run_id: client.set_terminated(run_id, status=status.upper())
+        )
+        self._retry_at = 0.0
+        self._drain()
+        if self._waiting:
+            logger.warning("mlflow: %d records were not sent", len(self._waiting))
+
+    def _send(self, call: Callable[[MlflowClient, str], None]) -> None:
+        self._waiting.append(call)
+        self._drain()
+
+    def _drain(self) -> None:
+        """Send what waits, in order; after a failure not before RETRY_S have passed."""
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            if self._client is None or self._run_id is None:
+                self._client, self._run_id = self._start()
+            while self._waiting:
+                _unless_refused(self._waiting[0], self._client, self._run_id)
+                self._waiting.popleft()
+        except FAILURES as error:
+            self._retry_at = time.monotonic() + RETRY_S
+            if not self._failed:
+                logger.warning("mlflow: %s; the run goes on, metrics.jsonl is complete", error)
+            self._failed = True
+        else:
+            self._failed = False
+
+    def _start(self) -> tuple[MlflowClient, str]:
+        uri = tracking_uri(self._config)
+        with _alone(uri):
+            client = MlflowClient(tracking_uri=uri)
+            experiment = _experiment(client, self._config.experiment, uri)
+        file = self._run_dir / RUN_ID_FILE
+        known = file.read_text().strip() if self._resume and file.is_file() else None
+        if known and _reopened(client, known):
+            return client, known
+        parent = self._config.parent_run_id
+        tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None
+        run = client.create_run(experiment, run_name=self._run_dir.name, tags=tags)
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(file.name + ".tmp")
+        temporary.write_text(run.info.run_id + "\n")
+        temporary.replace(file)
+        return client, run.info.run_id
+
+
+def _quiet() -> None:
+    """No usage reports, no lines about tables and links, no minutes of waiting for a dead server.
+
+    A variable of MLflow that the user has set stays as it is.
+    """
+    for variable, value in (
+        (MLFLOW_DISABLE_TELEMETRY, True),
+        (MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT, True),
+        (MLFLOW_HTTP_REQUEST_MAX_RETRIES, HTTP_RETRIES),
+        (MLFLOW_HTTP_REQUEST_TIMEOUT, HTTP_TIMEOUT_S),
+    ):
+        if not variable.is_set():
+            variable.set(value)
+    mlflow.telemetry.set_telemetry_client()  # importing mlflow has started one
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+
+
+def _unless_refused(
+    call: Callable[[MlflowClient, str], None], client: MlflowClient, run_id: str
+) -> None:
+    """Make the call; one that would fail however often it is made is dropped with a warning."""
+    try:
+        call(client, run_id)
+    except FileNotFoundError as error:
+        logger.warning("mlflow: left out: %s", error)
+    except MlflowException as error:
+        if error.error_code not in REFUSALS:
+            raise
+        logger.warning("mlflow: left out, the store refuses it: %s", error)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix)).absolute() if uri.startswith(prefix) else None
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Keep other processes from making the tables of one new sqlite store at the same time."""
+    database = _sqlite_file(uri)
+    if database is None:
+        yield
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{database}.lock", timeout=LOCK_S):
+        yield
+
+
+def _experiment(client: MlflowClient, name: str, uri: str) -> str:
+    """Id of the experiment, made if need be; beside a sqlite file lie its artifacts."""
+    database = _sqlite_file(uri)
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        folder = (database.parent / "mlartifacts" / name).as_uri() if database else None
+        try:
+            return client.create_experiment(name, artifact_location=folder)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    return found.experiment_id
+
+
+def _reopened(client: MlflowClient, run_id: str) -> bool:
+    try:
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        logger.warning("mlflow: run %s is not in this store; starting a new one", run_id)
+        return False
+    return True
+
+
+def _log_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
+    known = client.get_run(run_id).data.params
+    new = [Param(key, value) for key, value in values.items() if key not in known]
+    for start in range(0, len(new), MAX_PARAMS):
+        client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
+    changed = {key: value for key, value in values.items() if known.get(key, value) != value}
+    for key, value in changed.items():
+        client.set_tag(run_id, f"resumed.{key}", value)
+
+
+def _log_figure(client: MlflowClient, run_id: str, path: Path, name: str, step: int) -> None:
+    with Image.open(path) as picture:
+        client.log_image(run_id, picture, key=name, step=step, synchronous=True)
+    client.log_artifact(run_id, str(path), "figures")
+
+
+def _text(value: object) -> str:
+    return (value if isinstance(value, str) else json.dumps(value, default=str))[:MAX_VALUE]

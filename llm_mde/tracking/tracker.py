@@ -1,0 +1,114 @@
+"""Where numbers go: the run folder's `metrics.jsonl`, the primary record, and others beside it."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["finished", "failed", "killed"]
+METRICS_FILE = "metrics.jsonl"
+
+
+class Tracker:
+    """Where a run is recorded. This one drops everything: every rank but 0, tracking turned off."""
+
+    def params(self, params: Mapping[str, object]) -> None:
+        """Record the configuration: dotted path -> value."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record numbers named `split/metric` at an optimizer step."""
+
+    def figure(self, path: Path, name: str, step: int) -> None:
+        """Record a picture that lies in the run folder; `name` is the same at every step."""
+
+    def artifacts(self, folder: Path, name: str) -> None:
+        """Record a folder of files under a name."""
+
+    def close(self, status: Status = "finished") -> None:
+        """End the record; nothing may be recorded afterwards."""
+
+
+class RunFolderTracker(Tracker):
+    """The primary record: `metrics.jsonl`, one JSON object a line, on disk when `log` returns.
+
+    Figures, artifacts and the configuration are files of the run folder already.
+    """
+
+    def __init__(self, run_dir: Path, *, resume_step: int | None = None) -> None:
+        """Start the record, or go on with it.
+
+        Args:
+            run_dir: the run's folder.
+            resume_step: the step of the checkpoint the run goes on from; later lines are dropped.
+                None starts an empty record.
+        """
+        path = run_dir / METRICS_FILE
+        run_dir.mkdir(parents=True, exist_ok=True)
+        kept = [] if resume_step is None else _until(read_metrics(path), resume_step)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+        os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append one line: step, time in seconds since 1970, then the metrics."""
+        self._file.write(_line({"step": step, "time": round(time.time(), 3), **metrics}))
+        self._file.flush()
+
+    def close(self, status: Status = "finished") -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Trackers(Tracker):
+    """Several trackers as one, served in order."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self._trackers = trackers
+
+    def params(self, params: Mapping[str, object]) -> None:
+        """Record in each."""
+        for tracker in self._trackers:
+            tracker.params(params)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record in each."""
+        for tracker in self._trackers:
+            tracker.log(metrics, step)
+
+    def figure(self, path: Path, name: str, step: int) -> None:
+        """Record in each."""
+        for tracker in self._trackers:
+            tracker.figure(path, name, step)
+
+    def artifacts(self, folder: Path, name: str) -> None:
+        """Record in each."""
+        for tracker in self._trackers:
+            tracker.artifacts(folder, name)
+
+    def close(self, status: Status = "finished") -> None:
+        """End each."""
+        for tracker in self._trackers:
+            tracker.close(status)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, in order; none if there is no file.
+
+    A line that a crash cut short, always the last, is left out.
+    """
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _until(rows: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    return [row for row in rows if row["step"] <= step]
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"
