@@ -1,0 +1,1 @@
+"""Generated furnished rooms: solids, furniture, materials, light and the cameras that see them."""
