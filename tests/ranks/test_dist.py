@@ -1,0 +1,28 @@
+import torch
+
+from llm_mde import dist
+from tests.support.ranks import run_ranks
+
+
+def check_collectives(rank):
+    assert (dist.rank(), dist.world()) == (rank, 2)
+
+    mine = torch.tensor([1.0 + rank, 10.0], dtype=torch.float64)
+    assert dist.all_reduce_sum(mine).tolist() == [3.0, 20.0]
+    assert mine.tolist() == [1.0 + rank, 10.0]
+
+    tensors = [torch.full((2, 3), float(rank)), torch.tensor([4.0 * rank]).bfloat16()]
+    dist.average(tensors)
+    assert tensors[0].tolist() == [[0.5] * 3] * 2
+    assert tensors[1].tolist() == [2.0]
+    assert tensors[1].dtype == torch.bfloat16
+    dist.average([])
+
+    assert dist.from_rank_0({"rank": rank}) == {"rank": 0}
+    assert dist.all_agree(True)
+    assert not dist.all_agree(rank == 0)
+    dist.barrier()
+
+
+def test_collectives_of_two_ranks_give_hand_values():
+    run_ranks(check_collectives, 2)

@@ -1,0 +1,140 @@
+"""Tiny training runs, watched step by step."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_mde import dist
+from llm_mde.config import Config
+from llm_mde.recipes import build
+from llm_mde.training import loop
+from llm_mde.training.engine import resolve_ds, running_statistics, trained_state
+from llm_mde.training.meter import Meter
+from llm_mde.training.train import follow, prepare
+from tests.support.shards import write_shards
+
+# 37 training samples in batches of 8: four steps an epoch, five samples left out.
+STEPS_OF_EPOCH = 4
+
+
+def make_shards(folder: Path) -> Path:
+    write_shards(folder, [14, 12, 11], split="train", size=(40, 56))
+    return write_shards(folder, [4, 3], split="val", size=(40, 56))
+
+
+def tiny_config(shards: Path, runs: Path, name: str, **changes: Any) -> Config:
+    """A run of three epochs of the smallest model that has every part; `changes` as `--set` has."""
+    tree: dict[str, Any] = {
+        "name": name,
+        "runs": str(runs),
+        "model": {
+            "image_size": [32, 48],
+            "vit": {"name": "random:tiny:0", "tune": "full"},
+            "llm": {"name": "random:tiny:1", "tune": "full"},
+            "reprogram": {"prototypes": 16},
+            "head": {"widths": [16, 16, 8, 8]},
+        },
+        "data": {"shards": str(shards), "workers": 0, "shuffle_window": 3},
+        "optim": {"lr": 1e-3},
+        "train": {"batch": 8, "micro_batch": 2, "epochs": 3, "log_every": 1, "figures": 0},
+        "tracking": {"mlflow": False},
+    }
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("__")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return build(tree)
+
+
+LORA = {
+    "model__vit": {"name": "random:tiny:0", "tune": "lora", "lora": {"r": 4, "alpha": 8}},
+    "model__llm": {"name": "random:tiny:1", "tune": "lora", "lora": {"r": 4, "alpha": 8}},
+}
+
+
+def ds_json(stage: int, **more: Any) -> dict[str, Any]:
+    """DeepSpeed's JSON; ZeRO-3 splits every parameter, however small."""
+    zero = {"stage": stage}
+    if stage == 3:
+        zero |= {"stage3_param_persistence_threshold": 0}
+    return {"zero_optimization": zero, **more}
+
+
+def no_export(config, state, folder, *, seed, scores):
+    """Instead of an adapter folder: what would go into it."""
+    torch.save(state, folder.parent / "exported.pt")
+
+
+@dataclass
+class Watched:
+    """What one rank saw."""
+
+    code: int
+    start: int
+    keys: list[list[str]] = field(default_factory=list)
+    statistics: list[list[Tensor]] = field(default_factory=list)
+    moments: list[Tensor] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    state: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def train(self, name: str = "train/loss") -> list[float]:
+        return [row[name] for row in self.rows if name in row]
+
+
+def moments(engine: Any) -> list[Tensor]:
+    """AdamW's own state on this rank, in the order of its groups."""
+    adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    weights = [weight for group in adam.param_groups for weight in group["params"]]
+    states = [adam.state.get(weight, {}) for weight in weights]
+    return [torch.as_tensor(state[name]).clone() for state in states for name in sorted(state)]
+
+
+def begin(config: Config, ds: dict[str, Any], *, resume: str = "auto"):
+    """A run and where it stands, in the process group of this rank."""
+    ranks = dist.Ranks(dist.rank(), dist.world(), dist.rank(), torch.device("cpu"))
+    resolved = resolve_ds(ds, config, world=ranks.world, cuda=False)
+    return prepare(config, resolved, ranks=ranks, resume=resume, export=no_export)
+
+
+def watched_run(
+    config: Config, ds: dict[str, Any], *, resume: str = "auto", stop_at: int | None = None
+) -> Watched:
+    """Train; with `stop_at` the last rank alone hears a signal during that step."""
+    run, standing = begin(config, ds, resume=resume)
+    return watch(run, standing, stop_at=stop_at)
+
+
+def watch(run: Any, standing: Any, *, stop_at: int | None = None) -> Watched:
+    seen = Watched(code=-1, start=standing.step)
+    stop: list[int] = []
+
+    class Watching(Meter):
+        def add(self, loss: Tensor, keys: list[str]) -> None:
+            super().add(loss, keys)
+            seen.keys.append(keys)
+            if stop_at == standing.step + 1 and dist.rank() == dist.world() - 1:
+                stop.append(loop.REQUEUE)
+
+        def report(self, step: int, *, lr: float, skipped: int) -> None:
+            super().report(step, lr=lr, skipped=skipped)
+            seen.statistics.append([s.clone() for s in running_statistics(run.engine.module)])
+
+    original, loop.Meter = loop.Meter, Watching
+    try:
+        seen.code = follow(run, standing, stop=stop)
+    finally:
+        loop.Meter = original
+    seen.moments, seen.lr = moments(run.engine), list(run.engine.get_lr())
+    seen.state = trained_state(run.engine)
+    dist.barrier()
+    lines = (run.config.run_dir / "metrics.jsonl").read_text().splitlines()
+    seen.rows = [json.loads(line) for line in lines]
+    run.engine.destroy()
+    return seen

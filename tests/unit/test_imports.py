@@ -1,0 +1,134 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llm_mde
+
+ROOT = Path(llm_mde.__file__).parent
+# Who may import whom: only names further up, and inside a room only names to the left.
+ROOMS = (
+    ("", "errors config recipes launcher dist progress figures"),
+    ("nyu.", "raw kinect fill labeled scenes"),
+    ("nyu.rooms.", "paint solids decor furniture fittings design raycast views sensor"),
+    ("nyu.", "synth"),
+    ("data.", "record sources pack verify plan index augment stream"),
+    ("model.", "vit language prompt prototypes reprogram lora head depth_model"),
+    ("scoring.", "losses metrics protocols baselines evaluate"),
+    ("tracking.", "tracker mlflow compare"),
+    ("training.", "engine checkpoint meter loop folder train preflight"),
+    ("inference.", "adapter predict score export"),
+    ("studies.", "process demo space sweep experiments report"),
+    ("", "cli __main__"),
+)
+ORDER = [room + name for room, names in ROOMS for name in names.split()]
+HOMES = {
+    "timm": {"model.vit"},
+    "transformers": {"model.language", "model.prompt"},
+    "peft": {"model.lora", "inference.adapter"},
+    "webdataset": {"data.stream"},
+    "deepspeed": {"training.engine", "training.checkpoint"},
+    "mlflow": {"tracking.mlflow"},
+    "ray": {"studies.sweep", "data.pack"},
+    "torch.distributed": {"dist"},
+    "rich": {"progress"},
+    "typer": {"cli"},
+    "matplotlib": {"figures"},
+}
+HEAVY = ("torch", "deepspeed", "ray", "mlflow", "transformers", "timm", "matplotlib", "webdataset")
+BLIND = (
+    "dist",
+    "launcher",
+    "progress",
+    "tracking",
+    "time",
+)  # what the network and its scores do not see
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {name_of(path): path for path in ROOT.rglob("*.py") if path.name != "__init__.py"}
+
+
+def imported(path: Path) -> set[str]:
+    """Every name that a module imports, wherever in the file, `from a import b` as a and a.b."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own(path: Path) -> set[str]:
+    return {name.removeprefix("llm_mde.") for name in imported(path)} & set(MODULES)
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert sorted(set(MODULES) - set(ORDER)) == []
+    assert len(set(ORDER)) == len(ORDER)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_to_the_left(name):
+    wrong = [other for other in own(MODULES[name]) if ORDER.index(other) >= ORDER.index(name)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_heavy_libraries_stay_in_their_homes(library):
+    users = {
+        name
+        for name, path in MODULES.items()
+        if any(other == library or other.startswith(f"{library}.") for other in imported(path))
+    }
+    assert users <= HOMES[library]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in MODULES if n.startswith("model.")] + ["scoring.losses", "scoring.metrics"],
+)
+def test_network_and_scores_see_no_ranks_trackers_and_clocks(name):
+    seen = {other.removeprefix("llm_mde.").split(".")[0] for other in imported(MODULES[name])}
+    assert sorted(seen & set(BLIND)) == []
+
+
+def loaded_after(code: str) -> set[str]:
+    """Heavy libraries in a fresh interpreter after some code."""
+    report = f"\nimport sys; print(*({set(HEAVY)} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", code + report],
+        cwd=ROOT.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def test_packing_and_generating_load_nothing_heavy():
+    code = "import llm_mde.nyu.raw, llm_mde.nyu.synth, llm_mde.data.pack"
+    assert loaded_after(code) == set()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["pack", "--help"]])
+def test_help_loads_nothing_heavy(words):
+    code = (
+        f"import runpy, sys\nsys.argv = ['llm-mde', *{words}]\n"
+        "try:\n    runpy.run_module('llm_mde', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code, end.code"
+    )
+    assert loaded_after(code) == set()
+
+
+def test_environment_is_read_in_its_places():
+    writers = {"studies.sweep", "studies.process"}  # for the processes they start
+    users = {name for name, path in MODULES.items() if "os.environ" in path.read_text("utf-8")}
+    assert users <= {"config", "launcher", "dist"} | writers
