@@ -12,13 +12,10 @@ from llm_mde import dist
 from llm_mde.config import Config
 from llm_mde.recipes import build
 from llm_mde.training import loop
-from llm_mde.training.engine import resolve_ds, running_statistics, trained_state
+from llm_mde.training.engine import read_ds, resolve_ds, running_statistics, trained_state
 from llm_mde.training.meter import Meter
 from llm_mde.training.train import follow, prepare
 from tests.support.shards import write_shards
-
-# 37 training samples in batches of 8: four steps an epoch, five samples left out.
-STEPS_OF_EPOCH = 4
 
 
 def make_shards(folder: Path) -> Path:
@@ -27,7 +24,10 @@ def make_shards(folder: Path) -> Path:
 
 
 def tiny_config(shards: Path, runs: Path, name: str, **changes: Any) -> Config:
-    """A run of three epochs of the smallest model that has every part; `changes` as `--set` has."""
+    """A run of the smallest model that has every part; `a__b=c` is what `--set a.b=c` says.
+
+    37 training samples: nine steps of batch 4 an epoch, one sample left out.
+    """
     tree: dict[str, Any] = {
         "name": name,
         "runs": str(runs),
@@ -39,8 +39,9 @@ def tiny_config(shards: Path, runs: Path, name: str, **changes: Any) -> Config:
             "head": {"widths": [16, 16, 8, 8]},
         },
         "data": {"shards": str(shards), "workers": 0, "shuffle_window": 3},
-        "optim": {"lr": 1e-3},
-        "train": {"batch": 8, "micro_batch": 2, "epochs": 3, "log_every": 1, "figures": 0},
+        # With Adam's usual epsilon a vanishing gradient's rounding decides a whole step's sign.
+        "optim": {"lr": 1e-4, "eps": 1e-5},
+        "train": {"batch": 4, "micro_batch": 2, "max_steps": 20, "log_every": 1, "figures": 0},
         "tracking": {"mlflow": False},
     }
     for dotted, value in changes.items():
@@ -58,12 +59,15 @@ LORA = {
 }
 
 
-def ds_json(stage: int, **more: Any) -> dict[str, Any]:
-    """DeepSpeed's JSON; ZeRO-3 splits every parameter, however small."""
-    zero = {"stage": stage}
+def ds_json(stage: int, *, whole_below: int = 10_000, **more: Any) -> dict[str, Any]:
+    """DeepSpeed's JSON as shipped, but ZeRO-3 splits weights of `whole_below` numbers or more.
+
+    E (402 x 128) is split then, and M (16 x 402) with a lower bound.
+    """
+    ds = read_ds(Path(f"launch/ds/zero{stage}.json"))
     if stage == 3:
-        zero |= {"stage3_param_persistence_threshold": 0}
-    return {"zero_optimization": zero, **more}
+        ds["zero_optimization"]["stage3_param_persistence_threshold"] = whole_below
+    return ds | more
 
 
 def no_export(config, state, folder, *, seed, scores):
@@ -91,8 +95,7 @@ class Watched:
 def moments(engine: Any) -> list[Tensor]:
     """AdamW's own state on this rank, in the order of its groups."""
     adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    weights = [weight for group in adam.param_groups for weight in group["params"]]
-    states = [adam.state.get(weight, {}) for weight in weights]
+    states = list(adam.state.values())
     return [torch.as_tensor(state[name]).clone() for state in states for name in sorted(state)]
 
 
@@ -108,10 +111,13 @@ def watched_run(
 ) -> Watched:
     """Train; with `stop_at` the last rank alone hears a signal during that step."""
     run, standing = begin(config, ds, resume=resume)
-    return watch(run, standing, stop_at=stop_at)
+    seen = watch(run, standing, stop_at=stop_at)
+    run.engine.destroy()
+    return seen
 
 
 def watch(run: Any, standing: Any, *, stop_at: int | None = None) -> Watched:
+    """The same for a run that has begun; its engine stays alive."""
     seen = Watched(code=-1, start=standing.step)
     stop: list[int] = []
 
@@ -136,5 +142,4 @@ def watch(run: Any, standing: Any, *, stop_at: int | None = None) -> Watched:
     dist.barrier()
     lines = (run.config.run_dir / "metrics.jsonl").read_text().splitlines()
     seen.rows = [json.loads(line) for line in lines]
-    run.engine.destroy()
     return seen

@@ -1,0 +1,192 @@
+"""Checkpoints of a run: written aside, synced, given a manifest, renamed, then pointed to.
+
+A DeepSpeed checkpoint is pickled code: only folders with a manifest of ours are loaded. They hold
+the trainable state; frozen weights are named by the hash of their backbone. All ranks of a run see
+one file system.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from llm_mde import dist
+from llm_mde.errors import CheckpointError
+from llm_mde.training.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+FORMAT = "llm-mde checkpoint 1"
+NAME, ASIDE = "step-", "tmp-"
+
+
+def folder_name(step: int) -> str:
+    """`step-000123`."""
+    return f"{NAME}{step:06d}"
+
+
+def save(
+    engine: Engine, folder: Path, *, step: int, state: dict[str, Any], best: bool, keep: int
+) -> None:
+    """Save at an optimizer step, point `last` (and `best`) to it, drop older ones; collective.
+
+    Later ones are dropped, too: the run went back behind them. `state` is JSON.
+    """
+    name = folder_name(step)
+    aside = ASIDE + name
+    if dist.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{ASIDE}*"):
+            shutil.rmtree(left)
+    dist.barrier()
+    engine.save_checkpoint(
+        str(folder), tag=aside, save_latest=False, exclude_frozen_parameters=True
+    )
+    dist.barrier()
+    if dist.rank() == 0:
+        _seal(folder / aside, state)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        os.rename(folder / aside, folder / name)
+        for pointer in ["last"] + ["best"] * best:
+            _point(folder / pointer, name)
+        _sync(folder)
+        _prune(folder, step=step, keep=keep)
+    dist.barrier()
+
+
+def _seal(folder: Path, state: dict[str, Any]) -> None:
+    files = {}
+    for name in _files(folder):
+        _sync(folder / name)
+        files[name] = {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+    manifest = {"format": FORMAT, "state": state, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    _sync(folder / MANIFEST)
+    _sync(folder)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _point(pointer: Path, name: str) -> None:
+    aside = pointer.with_name(pointer.name + ".tmp")
+    aside.write_text(name + "\n", encoding="utf-8")
+    os.replace(aside, pointer)
+
+
+def _prune(folder: Path, *, step: int, keep: int) -> None:
+    best = _target(folder / "best")
+    found = _candidates(folder)
+    later = [path for path in found if _step(path) > step]
+    older = [path for path in found if _step(path) <= step][keep:]
+    for path in later + [path for path in older if path != best]:
+        shutil.rmtree(path)
+    if best is not None and not best.is_dir():
+        (folder / "best").unlink()
+
+
+def _target(pointer: Path) -> Path | None:
+    """The folder that `last` or `best` names."""
+    return (
+        pointer.parent / pointer.read_text(encoding="utf-8").strip() if pointer.exists() else None
+    )
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Checkpoints, the newest first."""
+    return sorted(filter(Path.is_dir, folder.glob(f"{NAME}*")), key=_step, reverse=True)
+
+
+def _step(folder: Path) -> int:
+    digits = folder.name.removeprefix(NAME)
+    return int(digits) if digits.isdecimal() else -1
+
+
+def problem(folder: Path) -> str | None:
+    """Why a checkpoint folder cannot be used, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return f"no {MANIFEST}, so it was not written by this program or not finished"
+    except ValueError as error:
+        return f"{MANIFEST} is unreadable: {error}"
+    form = manifest.get("format") if isinstance(manifest, dict) else None
+    if form != FORMAT:
+        return f"{MANIFEST}: expected format {FORMAT!r}, got {form!r}"
+    for name, want in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != want["size"] or _sha256(path) != want["sha256"]:
+            return f"{name} differs from {MANIFEST}"
+    foreign = set(_files(folder)) - {MANIFEST, *manifest["files"]}
+    return f"{min(foreign)} is not in {MANIFEST}" if foreign else None
+
+
+def choose(folder: Path, resume: str) -> Path | None:
+    """The checkpoint to go on from: `auto` = the newest good one, `never` = none, or the one named.
+
+    Every rank verifies and all agree: a file that one rank cannot see rules a folder out for all.
+    A run without any checkpoint starts; one whose checkpoints are all damaged does not. `best` and
+    `last` name the folders they point to.
+
+    Raises:
+        CheckpointError: the named checkpoint, or every one, is damaged or not ours.
+    """
+    if resume == "never":
+        return None
+    if resume != "auto":
+        named = Path(resume) if Path(resume).is_dir() else _target(Path(resume)) or Path(resume)
+        reason = problem(named)
+        if not dist.all_agree(reason is None):
+            raise CheckpointError(f"{named}: {reason or ELSEWHERE}")
+        return named.absolute()
+    found: list[Path] = dist.from_rank_0(_candidates(folder))
+    for path in found:
+        reason = problem(path)
+        if dist.all_agree(reason is None):
+            return path
+        if reason or dist.rank() == 0:
+            logger.warning("%s: %s; trying the one before", path, reason or ELSEWHERE)
+    if found:
+        raise CheckpointError(f"{folder}: no usable checkpoint; start over with --resume never")
+    return None
+
+
+ELSEWHERE = "damaged or missing as seen by another rank"
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `save` was given as state."""
+    state: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["state"]
+    return state
+
+
+def load(engine: Engine, folder: Path) -> None:
+    """Weights, moments, batch-norm statistics and schedule of a verified checkpoint; collective.
+
+    Raises:
+        CheckpointError: DeepSpeed did not load it.
+    """
+    # Not strict: frozen weights are not in there.
+    loaded, _ = engine.load_checkpoint(
+        str(folder.parent), tag=folder.name, load_module_strict=False
+    )
+    if not dist.all_agree(loaded is not None):
+        raise CheckpointError(f"{folder}: DeepSpeed can't load it; start with --resume never")

@@ -1,0 +1,214 @@
+"""A model under DeepSpeed: the JSON resolved against the configuration, AdamW, the cosine."""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from llm_mde import dist
+from llm_mde.config import Config, OptimConfig
+from llm_mde.errors import ConfigError
+from llm_mde.model.depth_model import DepthModel
+from llm_mde.recipes import find
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+
+
+# It warns while it is imported that there is no GPU, and logs to the stdout of that moment for ever.
+with _no_warnings(), contextlib.redirect_stdout(sys.stderr):
+    import deepspeed
+
+Engine: TypeAlias = deepspeed.DeepSpeedEngine
+
+# Keys that DeepSpeed knows and a run may not carry, and why.
+FOREIGN = {
+    "optimizer": "is set by the configuration (optim.*); remove it here",
+    "scheduler": "is set by the configuration (optim.*); remove it here",
+    "bfloat16": "is an old name; write bf16",
+}
+STATISTICS = ("running_mean", "running_var")
+SECTIONS = ("bf16", "fp16", "data_types", "zero_optimization")
+
+
+def read_ds(path: Path) -> dict[str, Any]:
+    """DeepSpeed's JSON as written.
+
+    Raises:
+        ConfigError: the file is missing, not JSON, or has a section that may not be there.
+    """
+    found = find(path)
+    try:
+        ds = json.loads(found.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{found}: not valid JSON: {error}") from error
+    if not isinstance(ds, dict):
+        raise ConfigError(f"{found}: expected an object, got {type(ds).__name__}")
+    for key, reason in FOREIGN.items():
+        if key in ds:
+            raise ConfigError(f"{found}: {key} {reason}")
+    for key in SECTIONS:
+        if not isinstance(ds.get(key, {}), dict):
+            raise ConfigError(f"{found}: {key}: expected an object, got {ds[key]!r}")
+    return ds
+
+
+def micro_batch(config: Config, world: int) -> int:
+    """Samples of one forward pass on one rank.
+
+    Raises:
+        ConfigError: the global batch cannot be shared out over the ranks.
+    """
+    train = config.train
+    micro = train.micro_batch or train.batch // world
+    if micro == 0 or train.batch % (micro * world):
+        shared = f"train.micro_batch {micro} x {world} ranks"
+        raise ConfigError(
+            f"train.batch {train.batch} is not a multiple of {shared}; change one of the three"
+        )
+    return micro
+
+
+def resolve_ds(ds: dict[str, Any], config: Config, *, world: int, cuda: bool) -> dict[str, Any]:
+    """Fill in `"auto"` and missing keys from the configuration.
+
+    Raises:
+        ConfigError: a key set in both with two values (names both), or an unusable precision.
+    """
+    micro = micro_batch(config, world)
+    ours = {
+        "train_batch_size": ("train.batch", config.train.batch),
+        "train_micro_batch_size_per_gpu": ("train.micro_batch", micro),
+        "gradient_accumulation_steps": (
+            "train.batch / (train.micro_batch x ranks)",
+            config.train.batch // (micro * world),
+        ),
+        "gradient_clipping": ("optim.clip", config.optim.clip),
+    }
+    merged = json.loads(json.dumps(ds))
+    for key, (name, value) in ours.items():
+        if merged.get(key, "auto") not in ("auto", value):
+            raise ConfigError(
+                f"ds_config: {key} is {merged[key]}, but {name} is {value} "
+                f'(micro_batch {micro}, {world} ranks); set one of them or write "auto"'
+            )
+        merged[key] = value
+    if merged.get("fp16", {}).get("enabled"):
+        raise ConfigError("ds_config: fp16.enabled is true, expected bf16 (or neither)")
+    bf16 = merged.setdefault("bf16", {"enabled": "auto"})
+    if bf16.get("enabled", "auto") == "auto":
+        bf16["enabled"] = cuda  # bf16 on a CPU without bf16 units is ten times slower than fp32
+    stage = merged.setdefault("zero_optimization", {"stage": 0}).get("stage", 0)
+    if bf16["enabled"] and stage:
+        merged.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+    merged.setdefault("steps_per_print", 2**31 - 1)
+    merged.setdefault("zero_force_ds_cpu_optimizer", False)
+    for key in _still_auto(merged):
+        raise ConfigError(
+            f'ds_config: {key} is "auto", which nothing decides; write a value, or leave it out '
+            "for DeepSpeed's default"
+        )
+    return merged
+
+
+def _still_auto(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if value == "auto":
+            yield prefix + key
+        elif isinstance(value, dict):
+            yield from _still_auto(value, f"{prefix}{key}.")
+
+
+def cosine(step: int, steps: int) -> float:
+    """Share of the peak rate after `step` optimizer steps: half a wave from 1 to 0, no warm-up."""
+    return 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
+
+
+def parameter_groups(model: DepthModel, optim: OptimConfig) -> list[dict[str, Any]]:
+    """AdamW groups by part of the model and weight decay; every trainable parameter is in one."""
+    scale = {"prototypes": optim.lr_scale.prototypes, "head": optim.lr_scale.head}
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    weights = dict(model.named_parameters())
+    for name, (part, decays) in model.groups().items():
+        group = {
+            "params": [],
+            "name": part if decays else f"{part}, no decay",
+            "lr": optim.lr * scale.get(part, 1.0),
+            "weight_decay": optim.weight_decay if decays else 0.0,
+        }
+        groups.setdefault((part, decays), group)["params"].append(weights[name])
+    return list(groups.values())
+
+
+def start(model: DepthModel, config: Config, *, ds: dict[str, Any], steps: int) -> Engine:
+    """The model under DeepSpeed with torch's AdamW and the cosine over `steps`; collective.
+
+    Raises:
+        ConfigError: DeepSpeed does not know a key of its JSON or refuses its value.
+    """
+    optim = config.optim
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
+    # M E sums over the whole vocabulary: its partial sums must not be rounded to bf16.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    with _no_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the op it builds, the GPU
+        deepspeed.init_distributed(dist_init_required=False, verbose=False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # tables of memory, on every rank
+            engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                lr_scheduler=schedule,
+                config=ds,
+                dist_init_required=False,
+            )
+    except ValidationError as error:
+        problems = [f"{_dotted(item['loc'])}: {item['msg']}" for item in error.errors()]
+        raise ConfigError(f"ds_config: {error.title}: {'; '.join(problems)}") from error
+    return engine
+
+
+def _dotted(place: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, place))
+
+
+def running_statistics(model: torch.nn.Module) -> list[Tensor]:
+    """The float statistics of the batch norms: everything a rank changes outside the optimizer."""
+    return [buffer for name, buffer in model.named_buffers() if name.endswith(STATISTICS)]
+
+
+def trained_state(engine: Engine) -> dict[str, Tensor]:
+    """Trainable parameters, as the forward pass sees them, and batch-norm statistics; collective.
+
+    New fp32 tensors on the CPU, whole on rank 0; other ranks get none.
+    """
+    state: dict[str, Tensor] = {}
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            split = hasattr(parameter, "ds_id")  # by ZeRO-3, gathered one at a time
+            with deepspeed.zero.GatheredParameters([parameter], enabled=split):
+                if dist.rank() == 0:
+                    state[name] = parameter.detach().float().cpu().clone()
+    if dist.rank() == 0:
+        for name, buffer in engine.module.named_buffers():
+            if name.endswith(STATISTICS):
+                state[name] = buffer.detach().cpu().clone()
+    return state

@@ -1,0 +1,138 @@
+"""The folder of a run: its settings as written, and whether a run may go on with other ones."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_mde import dist
+from llm_mde.config import Config
+from llm_mde.data.index import Index
+from llm_mde.errors import ConfigError, LlmMdeError
+from llm_mde.model.depth_model import DepthModel
+from llm_mde.recipes import build, dump, flat
+
+# Settings that may differ when a run goes on: they move no number.
+FREE_TO_CHANGE = (
+    "name",
+    "runs",
+    "data.shards",
+    "data.workers",
+    "data.cache",
+    "train.log_every",
+    "train.save_every",
+    "train.save_steps",
+    "train.keep",
+    "train.figures",
+    "tracking.",
+)
+
+
+def settings_of(config: Config, ds: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted path to JSON value of the configuration and, below `ds.`, of DeepSpeed's JSON."""
+    return flat(config) | _flat(ds, "ds.")
+
+
+def identities(model: DepthModel, *, train: Index, val: Index) -> dict[str, Any]:
+    """Hashes of what a run's folder does not hold: the backbones as loaded, the samples."""
+    return {
+        "model.vit weights": model.vit.identity.sha256,
+        "model.llm weights": model.language.identity.sha256,
+        "data.train_split samples": _digest(train),
+        "data.val_split samples": _digest(val),
+    }
+
+
+def _digest(index: Index) -> str:
+    digest = hashlib.sha256()
+    for shard in index.shards:
+        digest.update(f"shard of {len(shard)}\n".encode())
+        for entry in shard:
+            digest.update(f"{entry.key} {entry.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        below = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+        leaves |= below or {prefix + key: value}
+    return leaves
+
+
+def check_same(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings.
+
+    Raises:
+        ConfigError: names every differing key.
+    """
+    changed = [
+        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{where}: holds a run with other settings: {'; '.join(changed)}; choose another one "
+            "with --set name=..., or start over with --resume never"
+        )
+
+
+def claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> None:
+    """Make the run's folder with config.yaml and ds.json; `never` sets an older run aside.
+
+    Collective.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
+    """
+    refusal = _claim(config, ds, resume=resume) if dist.rank() == 0 else None
+    refusal = dist.from_rank_0(refusal)
+    if refusal:
+        raise ConfigError(refusal)
+
+
+def _claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> str | None:
+    folder = config.run_dir
+    if resume == "never" and folder.exists():
+        os.rename(folder, _aside(folder))
+    try:
+        before = _read(folder)
+        if before is not None:
+            check_same(folder, before, settings_of(config, ds))
+    except LlmMdeError as error:
+        return str(error)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "ds.json", json.dumps(ds, indent=2) + "\n")
+    _write(folder / "config.yaml", dump(config))  # the last one: with it the folder is a run's
+    return None
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """Settings as a run left them, new ones at their defaults; None where there is no run."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        return None
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        ds = json.loads((folder / "ds.json").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise ConfigError(f"{folder}: not readable as a run: {error}") from error
+    return settings_of(build(tree, where=str(path)), ds)
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _aside(folder: Path) -> Path:
+    number = 1
+    while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return moved

@@ -1,0 +1,90 @@
+"""Progress of the training loop: loss, rate, memory, ETA."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from llm_mde import dist
+from llm_mde.errors import ConfigError
+from llm_mde.progress import duration
+from llm_mde.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+class Meter:
+    """Losses, rate and memory between two progress lines; waits for the device only to report."""
+
+    def __init__(self, tracker: Tracker, *, device: torch.device, steps: int, batch: int) -> None:
+        self.tracker, self.device, self.steps, self.batch = tracker, device, steps, batch
+        self._restart()
+
+    def _restart(self) -> None:
+        self.began, self.seconds = time.monotonic(), 0.0
+        self.losses: list[Tensor] = []
+        self.keys: list[list[str]] = []
+
+    def add(self, loss: Tensor, keys: list[str]) -> None:
+        """Count one micro-batch of this rank: its loss, still on the device, and its samples."""
+        self.losses.append(loss.detach())
+        self.keys.append(keys)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep evaluations and saves out of the training rate."""
+        self.seconds += time.monotonic() - self.began
+        yield
+        self.began = time.monotonic()
+
+    def check(self, step: int) -> None:
+        """Stop a run that no longer learns, before it is reported or saved; collective.
+
+        Raises:
+            ConfigError: a loss since the last report is not finite; names its samples.
+        """
+        finite = torch.stack(self.losses).isfinite().tolist() if self.losses else []
+        reason = "on another rank"
+        if not all(finite):
+            reason = "samples " + ", ".join(self.keys[finite.index(False)])
+        if not dist.all_agree(all(finite)):
+            raise ConfigError(
+                f"train/loss is not finite at or before step {step}: {reason}; lower optim.lr "
+                "and start over with --resume never"
+            )
+
+    def report(self, step: int, *, lr: float, skipped: int) -> None:
+        """One progress line, and the same numbers to the tracker; collective.
+
+        Args:
+            step: optimizer steps so far.
+            lr: largest learning rate of any part.
+            skipped: steps that DeepSpeed left out because of a gradient that is not finite.
+
+        Raises:
+            ConfigError: as `check`.
+        """
+        self.check(step)
+        mine = torch.stack(self.losses).double().sum().cpu()
+        samples = sum(map(len, self.keys))
+        sums = dist.all_reduce_sum(torch.stack([mine, torch.tensor(len(self.losses)).double()]))
+        loss = (sums[0] / sums[1]).item()
+        rate = samples * dist.world() / (self.seconds + time.monotonic() - self.began)
+        numbers = {"train/loss": loss, "train/lr": lr, "train/img_per_s": rate}
+        extra = ""
+        if skipped:
+            numbers["train/skipped_steps"] = float(skipped)
+            extra = f" | {skipped} steps skipped"
+        if self.device.type == "cuda":
+            numbers["train/memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+            extra += f" | {numbers['train/memory_gb']:.1f} GB"
+        self.tracker.log(numbers, step)
+        logger.info(
+            "step %d/%d | loss %.3f | lr %.2g | %.1f img/s%s | ETA %s",
+            step, self.steps, loss, lr, rate, extra,
+            duration((self.steps - step) * self.batch / rate),
+        )  # fmt: skip
+        self._restart()

@@ -1,0 +1,195 @@
+"""One training run put together: shards, model, DeepSpeed, tracker, run folder."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llm_mde import dist
+from llm_mde.config import Config
+from llm_mde.data.index import open_index
+from llm_mde.data.plan import Plan
+from llm_mde.data.stream import Shape
+from llm_mde.errors import ConfigError
+from llm_mde.model.depth_model import DepthModel
+from llm_mde.recipes import flat
+from llm_mde.scoring.baselines import Baselines, baselines_of
+from llm_mde.tracking.tracker import RunFolderTracker, Status, Tracker, Trackers
+from llm_mde.training import checkpoint
+from llm_mde.training.engine import Engine, micro_batch, read_ds, resolve_ds, start
+from llm_mde.training.folder import check_same, claim, identities, settings_of
+from llm_mde.training.loop import DONE, INTERRUPTED, REQUEUE, Export, Run, Standing, fit
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE}
+
+
+def train(config: Config, ds_config: Path, *, resume: str, export: Export) -> int:
+    """Train, evaluate, track and save one run; the exit code.
+
+    Args:
+        config: the run; `config.data.shards` must be set.
+        ds_config: DeepSpeed's JSON.
+        resume: `auto` (the run's newest good checkpoint, if any), `never`, or a checkpoint.
+        export: writes the adapter folder at every new best.
+
+    Raises:
+        ConfigError: settings that contradict each other, DeepSpeed's JSON or the run to go on
+            with; a loss that is not finite.
+        DataError: no usable shards.
+        CheckpointError: the named checkpoint, or all of them, are damaged.
+    """
+    ranks = dist.join()
+    try:
+        if ranks.rank:
+            logging.getLogger("llm_mde").setLevel(logging.WARNING)
+        cuda = ranks.device.type == "cuda"
+        ds = resolve_ds(read_ds(ds_config), config, world=ranks.world, cuda=cuda)
+        with _stop_signals() as stop:
+            run, standing = prepare(config, ds, ranks=ranks, resume=resume, export=export)
+            return follow(run, standing, stop=stop)
+    finally:
+        dist.leave()
+
+
+def follow(run: Run, standing: Standing, *, stop: list[int]) -> int:
+    """`fit`, and the tracker told how it ended; the exit code."""
+    status: Status = "failed"
+    try:
+        code = fit(run, standing, stop=stop)
+        status = "finished" if code == DONE else "killed"
+        return code
+    finally:
+        run.tracker.close(status)
+
+
+def prepare(
+    config: Config, ds: dict[str, Any], *, ranks: dist.Ranks, resume: str, export: Export
+) -> tuple[Run, Standing]:
+    """Everything the loop uses, and where it begins; collective, inside a process group.
+
+    Arguments and errors as in `train`; `ds` is resolved.
+    """
+    found = checkpoint.choose(config.run_dir / "checkpoints", resume)
+    state = checkpoint.read_state(found) if found else {}
+    standing = _standing(config, state.get("standing"), found, world=ranks.world)
+    if config.data.shards is None:
+        raise ConfigError(
+            "data.shards: expected a folder written by 'llm-mde pack', got nothing; "
+            "add --set data.shards=DIR"
+        )
+    train_index = open_index(config.data.shards, config.data.train_split)
+    val_index = open_index(config.data.shards, config.data.val_split)
+    plan = Plan(
+        train_index.counts,
+        streams=standing.streams,
+        batch=config.train.batch,
+        micro_batch=standing.micro_batch,
+        window=config.data.shuffle_window,
+        seed=config.seed,
+    )
+    plan.check_ranks(ranks.world)
+    steps = config.train.max_steps or config.train.epochs * plan.batches
+    model = DepthModel(config.model, seed=config.seed)
+    settings = settings_of(config, ds) | identities(model, train=train_index, val=val_index)
+    if found:
+        check_same(found, state["settings"], settings)
+    claim(config, ds, resume=resume)
+    engine = start(model, config, ds=ds, steps=steps)
+    if found:
+        checkpoint.load(engine, found)
+        logger.info("resuming from %s", found)
+    run = Run(
+        config=config,
+        ranks=ranks,
+        engine=engine,
+        plan=plan,
+        train_index=train_index,
+        val_index=val_index,
+        shape=Shape(config.model.image_size, model.vit.interpolation, config.model.max_depth),
+        baselines=_baselines(train_index, config),
+        tracker=_tracker(config, standing.step if found else None),
+        export=export,
+        steps=steps,
+        settings=settings,
+    )
+    _announce(run)
+    return run, standing
+
+
+def _standing(
+    config: Config, before: dict[str, Any] | None, found: Path | None, *, world: int
+) -> Standing:
+    if before is None:
+        micro = micro_batch(config, world)
+        return Standing(streams=micro * world, micro_batch=micro, ranks=world)
+    standing = Standing(**before)
+    if standing.ranks != world:
+        raise ConfigError(
+            f"{found}: written by {standing.ranks} ranks, started with {world}; "
+            f"start {standing.ranks}"
+        )
+    return standing
+
+
+def _baselines(train_index: Any, config: Config) -> Baselines:
+    fitted = None
+    if dist.rank() == 0:
+        fitted = baselines_of(train_index, max_depth=config.model.max_depth)
+    baselines: Baselines = dist.from_rank_0(fitted)
+    return baselines
+
+
+def _announce(run: Run) -> None:
+    engine, plan, ranks = run.engine, run.plan, run.ranks
+    trainable, total = _sizes(engine)
+    logger.info(
+        "%s trainable of %s parameters | ZeRO %d, %s | %d ranks on %s",
+        f"{trainable:,}", f"{total:,}", engine.zero_optimization_stage(),
+        "bf16" if engine.bfloat16_enabled() else "fp32", ranks.world, ranks.device.type,
+    )  # fmt: skip
+    logger.info(
+        "%d training samples | batch %d = micro_batch %d x accumulation %d x %d ranks | "
+        "%d steps an epoch, %d steps in all, %d samples left out each epoch",
+        plan.samples, plan.batch, plan.micro_batch, plan.batch // plan.micro_batch // ranks.world,
+        ranks.world, plan.batches, run.steps, plan.samples - plan.batches * plan.batch,
+    )  # fmt: skip
+
+
+def _sizes(engine: Engine) -> tuple[int, int]:
+    """Trainable and all parameters, whole even where ZeRO-3 keeps a piece of them."""
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in engine.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+
+
+def _tracker(config: Config, resume_step: int | None) -> Tracker:
+    if dist.rank():
+        return Tracker()
+    trackers: list[Tracker] = [RunFolderTracker(config.run_dir, resume_step=resume_step)]
+    if config.tracking.mlflow:
+        from llm_mde.tracking.mlflow import MlflowTracker  # rank 0 alone pays for the import
+
+        trackers.append(
+            MlflowTracker(config.tracking, run_dir=config.run_dir, resume=resume_step is not None)
+        )
+    tracker = Trackers(*trackers)
+    tracker.params(flat(config))
+    return tracker
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Signals that ask a run to save and end; collected here, acted upon at the next step."""
+    stop: list[int] = []
+    before = {
+        number: signal.signal(number, lambda got, _: stop.append(SIGNALS[signal.Signals(got)]))
+        for number in SIGNALS
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

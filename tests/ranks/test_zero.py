@@ -1,0 +1,201 @@
+"""One model, one order of samples: ZeRO stages, ranks and accumulation must not matter."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_mde import dist
+from llm_mde.model.depth_model import DepthModel
+from llm_mde.scoring.losses import silog
+from llm_mde.training.engine import deepspeed, trained_state
+from llm_mde.training.loop import DONE, validate
+from tests.support.ranks import run_ranks
+from tests.support.training import LORA, begin, ds_json, make_shards, tiny_config, watch
+
+STAGES = (0, 1, 2, 3)
+TUNED = {"full": {}, "lora": LORA}
+ACCUMULATED = {"train__batch": 8, "train__max_steps": 8}
+BF16 = {"bf16": {"enabled": True}}
+
+
+def frozen_hash(engine):
+    digest = hashlib.sha256()
+    for name, weight in engine.module.named_parameters():
+        if not weight.requires_grad:
+            with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
+                digest.update(name.encode() + weight.detach().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run_case(config, ds):
+    """Scores before training, then a whole run; frozen weights hashed before and after."""
+    run, standing = begin(config, ds)
+    before = frozen_hash(run.engine)
+    first = validate(run, 0)
+    seen = watch(run, standing)
+    after = frozen_hash(run.engine)
+    buffers = {name: value.dtype for name, value in run.engine.module.named_buffers()}
+    run.engine.destroy()
+    return {"seen": seen, "first": first, "frozen": (before, after), "buffers": buffers}
+
+
+def cases(world):
+    """Name -> (settings, DeepSpeed's JSON)."""
+    if world == 1:
+        return {f"full {stage}": ({}, ds_json(stage)) for stage in (0, 3)}
+    table = {f"{t} {s}": (TUNED[t], ds_json(s)) for t in TUNED for s in STAGES}
+    table["all split 3"] = ({}, ds_json(3, whole_below=0))
+    table |= {f"accumulated {s}": (ACCUMULATED, ds_json(s)) for s in (0, 3)}
+    bf16 = LORA | {"train__max_steps": 5}
+    return table | {f"bf16 {s}": (bf16, ds_json(s, **BF16)) for s in STAGES}
+
+
+def run_cases(rank, folder):
+    world = dist.world()
+    runs = folder / f"world{world}"
+    done = {
+        name: run_case(tiny_config(folder / "shards", runs, name, **changes), ds)
+        for name, (changes, ds) in cases(world).items()
+    }
+    if world == 2:
+        config = tiny_config(folder / "shards", runs, "cache")
+        done |= {f"cache {stage}": cache_case(config, ds_json(stage)) for stage in (2, 3)}
+    torch.save(done, folder / f"world{world}-rank{rank}.pt")
+
+
+def cache_case(config, ds):
+    """Predictions before and after a step, and a new model's with the same weights."""
+    run, _ = begin(config, ds, resume="never")
+    engine = run.engine
+    image = torch.arange(2 * 3 * 32 * 48).view(2, 3, 32, 48).mul(7).to(torch.uint8)
+    depth = torch.full((2, 1, 32, 48), 2.0)
+
+    def predict():
+        engine.eval()
+        with torch.no_grad():
+            return engine(image).clone()
+
+    before = predict()
+    engine.train()
+    engine.backward(silog(engine(image), depth, depth > 0))
+    engine.step()
+    after = predict()
+    state = trained_state(engine)
+    new = DepthModel(config.model, seed=config.seed).eval()
+    new.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        fresh = new(image)
+    engine.destroy()
+    run.tracker.close()
+    return {"before": before, "after": after, "fresh": fresh, "whole": bool(state)}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What each rank saw: ran[world][rank][case]."""
+    folder: Path = tmp_path_factory.mktemp("zero")
+    make_shards(folder / "shards")
+    run_ranks(run_cases, 2, folder)
+    run_ranks(run_cases, 1, folder)
+    return {
+        world: [torch.load(folder / f"world{world}-rank{rank}.pt", weights_only=False)
+                for rank in range(world)]
+        for world in (1, 2)
+    }  # fmt: skip
+
+
+def losses(case):
+    return torch.tensor(case["seen"].train(), dtype=torch.float64)
+
+
+def largest_relative(got, want):
+    return ((got - want).abs() / want.abs()).max().item()
+
+
+@pytest.mark.parametrize("tune", TUNED)
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_stages_give_equal_fp32_losses(ran, tune, stage):
+    want, got = losses(ran[2][0][f"{tune} 0"]), losses(ran[2][0][f"{tune} {stage}"])
+    assert len(want) == 20
+    assert want[-5:].mean() < want[:5].mean()
+    assert largest_relative(got, want) < 1e-5
+
+
+def test_zero3_with_every_parameter_split_gives_equal_losses(ran):
+    want, got = (losses(ran[2][0][name]) for name in ("full 0", "all split 3"))
+    assert len(got) == 20
+    assert largest_relative(got, want) < 1e-5
+
+
+def test_stages_give_equal_losses_with_accumulation(ran):
+    want, got = (losses(ran[2][0][f"accumulated {stage}"]) for stage in (0, 3))
+    assert len(want) == 8
+    assert largest_relative(got, want) < 1e-5
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_one_rank_gives_the_losses_of_two(ran, stage):
+    # Accumulation 2 on one rank, 1 on each of two; dropout's masks belong to the micro-batch.
+    name = f"full {stage}"
+    assert largest_relative(losses(ran[1][0][name]), losses(ran[2][0][name])) < 1e-5
+
+
+def test_ranks_share_out_the_samples_of_one_process(ran):
+    alone = ran[1][0]["full 0"]["seen"].keys
+    pairs = zip(*(ran[2][rank]["full 0"]["seen"].keys for rank in (0, 1)), strict=True)
+    assert [keys for pair in pairs for keys in pair] == alone
+
+
+def test_batch_norm_statistics_are_equal_on_both_ranks_after_each_step(ran):
+    for name in cases(2):
+        first, second = (ran[2][rank][name]["seen"].statistics for rank in (0, 1))
+        for step, (mine, theirs) in enumerate(zip(first, second, strict=True)):
+            assert all(map(torch.equal, mine, theirs)), (name, step)
+        assert not torch.equal(first[0][0], first[1][0])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_frozen_weights_stay(ran, stage):
+    for rank in (0, 1):
+        before, after = ran[2][rank][f"lora {stage}"]["frozen"]
+        assert before == after == ran[2][0]["lora 0"]["frozen"][0]
+
+
+@pytest.mark.parametrize("tune", TUNED)
+def test_trained_state_of_zero3_is_whole(ran, tune):
+    want, got = (ran[2][0][f"{tune} {stage}"]["seen"].state for stage in (1, 3))
+    assert list(got) == list(want)
+    for name, value in want.items():
+        assert (got[name].dtype, got[name].device.type) == (torch.float32, "cpu")
+        torch.testing.assert_close(
+            got[name], value, rtol=1e-4, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    assert not ran[2][1][f"{tune} 3"]["seen"].state
+
+
+def test_evaluation_gives_the_same_numbers_on_one_rank_and_two(ran):
+    want = ran[1][0]["full 0"]["first"]
+    assert want["val/images"] == 7  # odd: the last batches are padded
+    for rank in (0, 1):
+        assert ran[2][rank]["full 0"]["first"] == pytest.approx(want, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_evaluation_after_a_step_sees_the_new_weights(ran, stage):
+    case = ran[2][0][f"cache {stage}"]
+    assert case["whole"]
+    assert not torch.equal(case["before"], case["after"])
+    torch.testing.assert_close(case["after"], case["fresh"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_runs_near_fp32(ran, stage):
+    case = ran[2][0][f"bf16 {stage}"]
+    want = losses(ran[2][0]["lora 0"])[:2]  # later ones see another cosine
+    assert case["seen"].code == DONE
+    assert losses(case).isfinite().all()
+    assert largest_relative(losses(case)[:2], want) < 0.03
+    statistics = {name: dtype for name, dtype in case["buffers"].items() if "running" in name}
+    assert set(statistics.values()) == {torch.float32}
