@@ -1,0 +1,274 @@
+"""Adapter folders: what a run gives away, as safetensors, and the model built from one.
+
+    adapter_config.json, adapter_model.safetensors    PEFT's own two files (where something is LoRA)
+    head.safetensors      prototypes E', Eq. 1's attention, adaptation head with its statistics
+    vit/, llm/            a fully tuned backbone, whole, in its library's format
+    llm_mde.json          model settings, names and hashes of the backbones, scores
+    README.md             model card
+
+It holds E' (V' x D), not the map M (V' x V), which stays in checkpoints.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llm_mde.config import ModelConfig
+from llm_mde.errors import CheckpointError, LlmMdeError
+from llm_mde.model.depth_model import DepthModel
+from llm_mde.model.lora import adapter_config, adapter_state, load_adapter_state
+from llm_mde.model.vit import Identity, weights_hash
+
+FORMAT = "llm-mde adapter 1"
+BACKBONES = {"vit": "vit", "llm": "language"}  # folder and setting -> the model's attribute
+CARD, LORA, REST = "llm_mde.json", "adapter_model.safetensors", "head.safetensors"
+OWN_PARTS = ("reprogram.", "head.")
+PROTOTYPES = "prototypes"
+
+SHOWN = ("abs_rel", "rmse", "delta1")
+MODEL_CARD = """\
+---
+library_name: llm-mde
+pipeline_tag: depth-estimation
+license: other
+---
+
+# LLM-MDE adapter
+
+Monocular depth up to {max_depth:g} m with `{vit}` and `{llm}`
+(Xia et al. 2024, https://arxiv.org/abs/2409.01133). The licences of the training data and of the
+backbones apply.
+
+    llm-mde predict IMAGE --adapter THIS_FOLDER --out DIR
+
+Scores; `val/...` is the protocol `metric` (metres), the others are named in front:
+
+| score | value |
+|---|---|
+{rows}
+"""
+
+
+def save(
+    config: ModelConfig,
+    state: dict[str, Tensor],
+    folder: Path,
+    *,
+    seed: int,
+    scores: dict[str, float],
+) -> None:
+    """Write an adapter folder, whole or not at all; an older one of that name is replaced.
+
+    Args:
+        config: the model that trained.
+        state: its trainable parameters and batch-norm statistics, fp32, by name.
+        folder: the adapter folder.
+        seed: the seed the model was built from.
+        scores: `split/metric` numbers for the card.
+    """
+    # Built anew on the CPU: the live model may be split over ranks (ZeRO-3) and in bf16.
+    model = DepthModel(config, seed=seed)
+    unknown = model.load_state_dict(state, strict=False).unexpected_keys
+    assert not unknown and state.keys() >= set(model.trainable_state())
+    model.eval()
+    aside = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    _write(model, aside, scores=scores)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(model: DepthModel, folder: Path, *, scores: dict[str, float]) -> None:
+    config = _portable(model.config)
+    peft = adapter_config(config)
+    if peft is not None:
+        # PEFT leaves these two empty for a custom model, and then nobody can tell what it adapts.
+        peft.base_model_name_or_path = f"{config.vit.name} + {config.llm.name}"
+        peft.auto_mapping = {
+            "base_model_class": DepthModel.__name__,
+            "parent_library": DepthModel.__module__,
+        }
+        peft.save_pretrained(folder)
+        save_file(_plain(adapter_state(model)), folder / LORA, metadata={"format": "pt"})
+    own = {k: v for k, v in model.state_dict().items() if k.startswith(OWN_PARTS)}
+    with torch.no_grad():
+        own[PROTOTYPES] = model.prototypes()
+    save_file(_plain(own), folder / REST, metadata={"format": "pt"})
+    backbones = {}
+    for name, attribute in BACKBONES.items():
+        backbone, settings = getattr(model, attribute), getattr(config, name)
+        sha256 = backbone.identity.sha256
+        if settings.tune == "full":
+            backbone.save(folder / name)
+            sha256 = weights_hash(backbone.model)
+        backbones[name] = {
+            "name": settings.name,
+            "revision": backbone.identity.revision,
+            "sha256": sha256,
+        }
+    card = {
+        "format": FORMAT,
+        "model": config.model_dump(mode="json"),
+        "backbones": backbones,
+        "scores": scores,
+    }
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(config, scores), encoding="utf-8")
+    _share(folder)
+
+
+def _portable(config: ModelConfig) -> ModelConfig:
+    """The same settings with local backbone folders by their absolute paths."""
+    tree = config.model_dump()
+    for name in BACKBONES:
+        folder = Path(tree[name]["name"]).expanduser()
+        if folder.is_dir():
+            tree[name]["name"] = str(folder.absolute())
+    return ModelConfig.model_validate(tree)
+
+
+def _share(folder: Path) -> None:
+    # safetensors writes files that only their owner can read.
+    mode = (folder / CARD).stat().st_mode
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _model_card(config: ModelConfig, scores: dict[str, float]) -> str:
+    rows = [f"| {k} | {v:.4f} |" for k, v in scores.items() if k.rpartition("/")[2] in SHOWN]
+    return MODEL_CARD.format(
+        max_depth=config.max_depth, vit=config.vit.name, llm=config.llm.name, rows="\n".join(rows)
+    )
+
+
+def find(source: Path) -> Path:
+    """The adapter folder named by itself or by its run folder.
+
+    Raises:
+        CheckpointError: neither is one.
+    """
+    for folder in (source, source / "adapter"):
+        if (folder / CARD).is_file():
+            return folder
+    raise CheckpointError(
+        f"{source}: no {CARD} found, expected an adapter folder or the folder of a run"
+    )
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The contents of `llm_mde.json`.
+
+    Raises:
+        CheckpointError: it is damaged or of another format.
+    """
+    path = folder / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: not readable JSON: {error}") from error
+    found = card.get("format") if isinstance(card, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{path}: expected format {FORMAT!r}, got {found!r}")
+    whole: dict[str, Any] = card
+    return whole
+
+
+def as_base(folder: Path) -> ModelConfig:
+    """The settings that rebuild the adapter's model: fully tuned backbones become its own folders.
+
+    Raises:
+        CheckpointError: the card is damaged.
+    """
+    path = folder / CARD
+    try:
+        config = ModelConfig.model_validate(read_card(folder).get("model"))
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, item["loc"])) or "model" for item in error.errors())
+        raise CheckpointError(f"{path}: unusable model settings: {fields}") from error
+    tree = config.model_dump()
+    for name in BACKBONES:
+        if tree[name]["tune"] == "full":
+            own = str((folder / name).absolute())
+            tree[name] |= {"name": own, "revision": None, "tune": "frozen"}
+    return ModelConfig.model_validate(tree)
+
+
+def load(source: Path) -> DepthModel:
+    """The model of an adapter or run folder, in eval mode, on the CPU.
+
+    Raises:
+        CheckpointError: a missing or damaged file, or backbones other than those it was trained on.
+    """
+    folder = find(source)
+    card, config = read_card(folder), as_base(folder)
+    try:
+        model = DepthModel(config, seed=0)
+    except LlmMdeError as error:
+        raise CheckpointError(f"{folder}: its backbones cannot be loaded: {error}") from error
+    for name, attribute in BACKBONES.items():
+        _check_hash(card, name, getattr(model, attribute).identity, folder=folder)
+    _fill(model, _read(folder / REST), path=folder / REST)
+    if adapter_config(config) is not None:
+        try:
+            load_adapter_state(model, _read(folder / LORA))
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder / LORA}: {error}") from error
+    return model.eval()
+
+
+def _fill(model: DepthModel, tensors: dict[str, Tensor], *, path: Path) -> None:
+    """Puts E', attention and head into the model; every shape is checked first."""
+    state = model.state_dict()
+    wanted = {k: tuple(v.shape) for k, v in state.items() if k.startswith(OWN_PARTS)}
+    wanted[PROTOTYPES] = (model.config.reprogram.prototypes, model.language.embed_dim)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{path}: {len(wrong)} tensors do not fit the model of {CARD}, the first is {name}: "
+            f"expected {wanted.get(name, 'none')}, got {found.get(name, 'none')}"
+        )
+    # A copy: what safetensors gives may lie in the file, which may be replaced while we run.
+    model.prototypes.freeze(tensors.pop(PROTOTYPES).clone())
+    model.load_state_dict(tensors, strict=False)
+
+
+def _check_hash(card: dict[str, Any], name: str, identity: Identity, *, folder: Path) -> None:
+    try:
+        trained_on, sha256 = card["backbones"][name]["name"], card["backbones"][name]["sha256"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CARD}: no name and sha256 of backbone {name}") from error
+    if identity.sha256 != sha256:
+        raise CheckpointError(
+            f"{folder}: expected the {name} weights it was trained with ({trained_on}, hash "
+            f"{sha256}), got {identity.name} with hash {identity.sha256}; correct "
+            f"model.{name}.name in {CARD}, or get the folder again if {name}/ is its own"
+        )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing; the adapter folder is not whole") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+    return tensors

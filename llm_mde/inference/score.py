@@ -1,0 +1,129 @@
+"""Scores of an adapter on a split of a shard folder, under every protocol."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_mde import dist
+from llm_mde.data.index import Index
+from llm_mde.data.plan import Part
+from llm_mde.data.stream import Batch, Shape, evaluation_batches
+from llm_mde.errors import DataError
+from llm_mde.inference.adapter import load
+from llm_mde.model.depth_model import DepthModel
+from llm_mde.scoring.baselines import Baselines, baselines_of
+from llm_mde.scoring.evaluate import EvalResult, evaluate
+from llm_mde.scoring.losses import silog
+from llm_mde.scoring.metrics import METRICS
+
+ROWS = {
+    "model": "metric",
+    "mean map of train": "mean_map",
+    "median of train": "constant",
+    "model, median aligned": "aligned_median",
+    "model, affine aligned": "aligned_affine",
+    "model, paper (min-max)": "paper",
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `llm-mde eval` says."""
+
+    source: Path
+    split: str
+    result: EvalResult
+
+    def payload(self) -> dict[str, Any]:
+        """For JSON: which pixels, then every number."""
+        return {
+            "source": str(self.source),
+            "split": self.split,
+            "images": self.result.images,
+            "left_out": self.result.left_out,
+            "crop": self.result.crop,
+            "scores": self.result.named(self.split),
+        }
+
+    def lines(self) -> list[str]:
+        """A table: a row a protocol or baseline, a column a metric."""
+        head = f"{self.split}: {self.result.images} images, crop {self.result.crop}"
+        width = max(map(len, ROWS))
+        lines = [head, " " * width + "".join(f"{name:>10}" for name in METRICS)]
+        for title, group in ROWS.items():
+            values = [self.result.means.get(f"{group}/{name}") for name in METRICS]
+            cells = "".join(" " * 10 if v is None else f"{v:10.4f}" for v in values)
+            lines.append(f"{title:<{width}}{cells}")
+        return lines
+
+
+def score(source: Path, index: Index, *, train_index: Index, batch: int) -> Scores | None:
+    """Score an adapter or run folder on the samples of `index`.
+
+    Every rank takes its share; None on every rank but 0, and where another rank met an error.
+
+    Args:
+        source: an adapter folder or the folder of a run.
+        index: the samples to score.
+        train_index: the samples whose depths make the baselines.
+        batch: images of one forward pass.
+
+    Raises:
+        DataError: a damaged shard, on the rank that read it.
+        CheckpointError: the adapter cannot be used.
+    """
+    ranks = dist.join()
+    try:
+        model = load(source).to(ranks.device)
+        baselines = _baselines(train_index, max_depth=model.config.max_depth)
+        if baselines is None:
+            return None
+        return _score(source, model, index, baselines=baselines, batch=batch)
+    finally:
+        dist.leave()
+
+
+def _baselines(index: Index, *, max_depth: float) -> Baselines | None:
+    """Rank 0's baselines on every rank; its error is raised there alone, the others get None."""
+    found: Baselines | DataError | None = None
+    if dist.rank() == 0:
+        try:
+            found = baselines_of(index, max_depth=max_depth)
+        except DataError as error:
+            found = error
+    shared: Baselines | DataError = dist.from_rank_0(found)
+    if not isinstance(shared, DataError):
+        return shared
+    if dist.rank() == 0:
+        raise shared
+    return None
+
+
+def _score(
+    source: Path, model: DepthModel, index: Index, *, baselines: Baselines, batch: int
+) -> Scores | None:
+    config, device = model.config, model.mean.device
+    shape = Shape(config.image_size, model.vit.interpolation, config.max_depth)
+    part = Part(dist.rank(), dist.world())
+    failed: list[DataError] = []
+    result = evaluate(
+        lambda image: model.predict(image.to(device)),
+        _until_error(evaluation_batches(index, shape, batch=batch, part=part), failed),
+        loss=silog,
+        baselines=baselines,
+        max_depth=config.max_depth,
+        reduce=dist.all_reduce_sum,
+    )
+    every_rank_done = dist.all_agree(not failed)
+    if failed:
+        raise failed[0]
+    return Scores(source, index.split, result) if every_rank_done and not part.rank else None
+
+
+def _until_error(batches: Iterable[Batch], failed: list[DataError]) -> Iterator[Batch]:
+    # A rank that left at once would make the others fail in their reduction, with a traceback.
+    try:
+        yield from batches
+    except DataError as error:
+        failed.append(error)

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+
+from llm_mde.errors import ConfigError
+from llm_mde.recipes import shipped
+from llm_mde.studies.space import read_space, trial_configs
+
+TABLE5 = shipped("tune/spaces/table5.yaml")
+
+
+def test_table5_at_base_is_the_papers_table(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("seed: 3\n")
+    configs = trial_configs(read_space(TABLE5), base, sets=[])
+    got = [
+        (
+            c.model.vit.lora.alpha,
+            c.model.vit.lora.r,
+            c.model.llm.lora.r,
+            c.train.batch,
+            c.optim.lr,
+        )
+        for c in configs.values()
+    ]
+    assert got == [  # Table V, schemes 1 to 8
+        (120, 60, 32, 32, 2e-5),
+        (192, 192, 32, 32, 2e-5),
+        (192, 96, 32, 32, 2e-5),
+        (192, 96, 32, 32, 1e-4),
+        (192, 96, 32, 16, 2e-5),
+        (320, 160, 32, 32, 2e-5),
+        (192, 96, 16, 32, 2e-5),
+        (192, 96, 32, 48, 2e-5),
+    ]
+    assert all(c.model.llm.lora.alpha == 2 * c.model.llm.lora.r for c in configs.values())
+    assert {c.seed for c in configs.values()} == {3}
+    assert [c.name for c in configs.values()] == [f"table5-scheme{n}" for n in range(1, 9)]
+
+
+def test_tiny_base_divides_ranks_and_keeps_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {batch: 8}\n")
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "name: s\n"
+        "trials: {a: {model.vit.lora.r: 160, model.vit.lora.alpha: 320, optim.lr: 2.0e-5}}\n"
+        f"tiny: {{config: {tmp_path}/base.yaml,"
+        " divide: {model.vit.lora.r: 6, model.vit.lora.alpha: 6}}\n"
+    )
+    (config,) = trial_configs(read_space(space), None, sets=["train.epochs=7"]).values()
+    assert (config.model.vit.lora.r, config.model.vit.lora.alpha) == (27, 53)  # 26.7, 53.3
+    assert (config.optim.lr, config.train.batch, config.train.epochs) == (2e-5, 8, 7)
+
+
+def test_whole_numbers_never_fall_to_zero(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("{}\n")
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "name: s\ntrials: {a: {model.vit.lora.r: 2}}\n"
+        f"tiny: {{config: {tmp_path}/base.yaml, divide: {{model.vit.lora.r: 6}}}}\n"
+    )
+    (config,) = trial_configs(read_space(space), None, sets=[]).values()
+    assert config.model.vit.lora.r == 1
+
+
+def test_without_a_base_the_message_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="demo/sweep.yaml: not found; run `make demo` first"):
+        trial_configs(read_space(TABLE5), None, sets=[])
+    space = tmp_path / "space.yaml"
+    space.write_text("name: s\ntrials: {a: {seed: 1}}\n")
+    with pytest.raises(ConfigError, match="names no base; give --config FILE"):
+        trial_configs(read_space(space), None, sets=[])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: s\ntrials: {}\n", "trials"),
+        ("trials: {a: {seed: 1}}\n", "name: field required"),
+        ("name: s\ntrials: {a: {seed: 1}}\nschemes: 3\n", "schemes"),
+    ],
+)
+def test_a_malformed_space_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_space(space)
+
+
+def test_every_trial_is_checked_before_any_runs(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("{}\n")
+    space = tmp_path / "space.yaml"
+    space.write_text("name: s\ntrials: {good: {seed: 1}, bad: {optim.lrr: 1.0}}\n")
+    with pytest.raises(ConfigError, match=r"optim\.lrr.*optim\.lr"):
+        trial_configs(read_space(space), tmp_path / "base.yaml", sets=[])
