@@ -1,0 +1,176 @@
+"""The whole chain on generated rooms, as `make demo` runs it, through the commands a user types."""
+
+import json
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_mde.data.index import Shards, open_index
+from llm_mde.data.pack import pack
+from llm_mde.errors import DataError
+from llm_mde.figures import learning_curve
+from llm_mde.inference.predict import predict
+from llm_mde.nyu.synth import synth
+from llm_mde.progress import duration, progress
+from llm_mde.studies.process import cores, environment, gpu_count, launch_command, run_logged
+from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
+
+logger = logging.getLogger(__name__)
+
+FAILED = 1
+LEAST_GAIN = 0.10  # a lower lead over the mean-depth map means that the model has not learned
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much the demo generates and trains."""
+
+    scenes: int
+    frames: int
+    sets: tuple[str, ...]
+
+
+FULL = Size(scenes=110, frames=6, sets=())
+SMALL = Size(scenes=6, frames=2, sets=("train.batch=2", "train.max_steps=4", "train.log_every=2"))
+
+
+def demo(out: Path, *, seed: int, small: bool) -> int:
+    """Generate, pack, train, evaluate, predict; prints a table and the next commands.
+
+    Everything lies under `out`; run again it continues where it stopped. Returns 0, or 1 if the
+    model is not at least 10 % better than the mean-depth map on rooms it has not seen (not asked of
+    `small`).
+
+    Raises:
+        DataError: `out` holds something else, or a step failed.
+    """
+    size = SMALL if small else FULL
+    out = out.absolute()
+    began = time.monotonic()
+    times: dict[str, float] = {}
+
+    def done(step: str) -> None:
+        nonlocal began
+        times[step], began = time.monotonic() - began, time.monotonic()
+
+    with progress("generate", "scene") as report:
+        synth(out / "raw", scenes=size.scenes, frames=size.frames, seed=seed, progress=report)
+    done("generate")
+    with progress("pack", "frame") as report:
+        packed = pack([out / "raw"], out=out / "shards", shard_size=64, seed=seed, progress=report)
+    logger.info("%s", packed.lines()[0])
+    done("pack")
+    words = _train_words(out, seed=seed, sets=size.sets)
+    command = launch_command(words, gpus=gpu_count(), cpu_ranks=min(2, cores()))
+    _run(command, out / "train.log", each=_show)
+    done("train")
+    scores = _evaluate(out)
+    _write_sweep_base(out)
+    image = _test_image(out)
+    made = predict([image], adapter=out / "runs" / "demo" / "adapter", out=out / "prediction")[0]
+    learning_curve(read_metrics(out / "runs" / "demo" / METRICS_FILE), out / "learning_curve.png")
+    done("evaluate, predict")
+    gain = 1 - scores["test/abs_rel"] / scores["test_mean_map/abs_rel"]
+    _print_end(out, times=times, gain=gain, pictures=[made.figure, out / "learning_curve.png"])
+    if small or gain >= LEAST_GAIN:
+        return 0
+    logger.error("abs_rel is only %.0f %% below the mean-depth map's, expected 10 %%", 100 * gain)
+    return FAILED
+
+
+def _train_words(out: Path, *, seed: int, sets: tuple[str, ...]) -> list[str]:
+    settings = [f"data.shards={out}/shards", f"runs={out}/runs", f"seed={seed}", *sets]
+    settings.append(f"tracking.uri=sqlite:///{out}/mlflow.db")
+    words = ["train", "--config", "launch/demo.yaml", "--ds_config", "launch/ds/zero2.json"]
+    return words + [word for setting in settings for word in ("--set", setting)]
+
+
+def _run(command: list[str], log: Path, *, each: Callable[[str], None]) -> None:
+    """A step in processes of its own, with the cores shared out; its failure is ours."""
+    logger.info("$ %s", shlex.join(command))
+    gpus = gpu_count() > 0
+    threads = max(1, cores() // min(2, cores()))
+    code = run_logged(command, env=environment(gpus=gpus, threads=threads), log=log, each=each)
+    if code:
+        raise DataError(f"{shlex.join(command[3:])} ended with exit code {code}; see {log}")
+
+
+def _show(line: str) -> None:
+    if line.startswith(("step ", "resuming", "early stop", "nothing to do")) or "samples |" in line:
+        logger.info("%s", line)
+
+
+def _evaluate(out: Path) -> dict[str, float]:
+    words = ["eval", str(out / "runs" / "demo"), "--shards", str(out / "shards")]
+    command = launch_command(
+        [*words, "--split", "test", "--json"],
+        gpus=min(1, gpu_count()),
+        cpu_ranks=min(2, cores()),
+    )
+    said: list[str] = []
+    _run(command, out / "eval.log", each=said.append)
+    payload = json.loads(next(line for line in said if line.startswith("{")))
+    aside = out / "scores.json.tmp"
+    aside.write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, out / "scores.json")
+    scores: dict[str, float] = payload["scores"]
+    return scores
+
+
+def _write_sweep_base(out: Path) -> None:
+    """`sweep.yaml`: LoRA on the model just trained, where rank and alpha mean something."""
+    config: dict[str, Any] = yaml.safe_load((out / "runs" / "demo" / "config.yaml").read_text())
+    adapter = out / "runs" / "demo" / "adapter"
+    model = config["model"]
+    for name in ("vit", "llm"):
+        model[name] = {"name": str(adapter / name), "tune": "lora"}
+    base = {
+        "model": model,
+        "data": {key: config["data"][key] for key in ("shards", "workers", "cache")},
+        "runs": str(out / "runs"),
+        "seed": config["seed"],
+        "train": {"epochs": 3, "figures": config["train"]["figures"], "log_every": 5},
+        "tracking": {"uri": config["tracking"]["uri"]},
+    }
+    text = "# LoRA on the demo's trained model: what `llm-mde sweep` starts from.\n"
+    aside = out / "sweep.yaml.tmp"
+    aside.write_text(text + yaml.safe_dump(base, sort_keys=False), encoding="utf-8")
+    os.replace(aside, out / "sweep.yaml")
+
+
+def _test_image(out: Path) -> Path:
+    """One picture of a room nobody trained on, as a file."""
+    entry = open_index(out / "shards", "test").entries[0]
+    path = out / "image.jpg"
+    path.write_bytes(Shards(out / "shards").read(entry)["rgb.jpg"])
+    return path
+
+
+def _print_end(out: Path, *, times: dict[str, float], gain: float, pictures: list[Path]) -> None:
+    scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    names = ("abs_rel", "rmse", "rmse_log", "delta1", "delta2", "delta3")
+    rows = {"model": "test", "mean-depth map": "test_mean_map", "constant": "test_constant"}
+    lines = [f"{scores['images']} images of rooms it has not seen, protocol metric (metres)"]
+    lines.append(" " * 16 + "".join(f"{name:>10}" for name in names))
+    for title, group in rows.items():
+        cells = "".join(f"{scores['scores'][f'{group}/{name}']:10.4f}" for name in names)
+        lines.append(f"{title:<16}{cells}")
+    lines.append(f"abs_rel is {100 * gain:.0f} % lower than the mean-depth map's")
+    lines.append("")
+    lines.append(", ".join(f"{step} {duration(seconds)}" for step, seconds in times.items()))
+    figures = sorted((out / "runs" / "demo" / "figures").glob("*.png"))
+    lines.append("look at: " + " ".join(str(path) for path in [*pictures, *figures[-1:]]))
+    lines.append("next:")
+    lines.append(
+        f"  llm-mde predict IMAGE --adapter {out / 'runs' / 'demo' / 'adapter'} --out depth"
+    )
+    lines.append(f"  llm-mde sweep --space tune/spaces/table5.yaml --config {out / 'sweep.yaml'}")
+    lines.append(f"  mlflow ui --backend-store-uri sqlite:///{out}/mlflow.db")
+    print("\n".join(lines))

@@ -1,0 +1,71 @@
+"""The training program as a child process group, as a user would start it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from llm_mde.dist import free_port
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def gpu_count() -> int:
+    """CUDA devices of this machine."""
+    return torch.cuda.device_count()
+
+
+def launch_command(words: list[str], *, gpus: int = 0, cpu_ranks: int = 1) -> list[str]:
+    """`llm-mde <words>` under the DeepSpeed launcher on all given GPUs, or on CPU ranks."""
+    ranks = gpus or cpu_ranks
+    # The module of the console command `deepspeed`, run by this very interpreter.
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    count = ["--num_gpus" if gpus else "--num_accelerators", str(ranks)]
+    return [*launcher, *count, "--master_port", str(free_port()), "--module", "llm_mde", *words]
+
+
+def single_command(words: list[str]) -> list[str]:
+    """`llm-mde <words>` in one process without a launcher."""
+    return [sys.executable, "-m", "llm_mde", *words]
+
+
+def environment(*, gpus: bool, threads: int, extra: dict[str, str] | None = None) -> dict[str, str]:
+    """The variables of a child: no other group's rank or port, its accelerator and cores."""
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    }
+    accelerator = {} if gpus else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return inherited | accelerator | {"OMP_NUM_THREADS": str(threads)} | (extra or {})
+
+
+def run_logged(
+    command: list[str], *, env: dict[str, str], log: Path, each: Callable[[str], None]
+) -> int:
+    """Run a command, write all it prints to `log`, call `each` with every line; its exit code.
+
+    The child does not outlive an exception in here.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as record:
+        child = subprocess.Popen(
+            command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                record.write(line)
+                record.flush()
+                each(line.rstrip("\n"))
+            return child.wait()
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()

@@ -1,0 +1,78 @@
+"""A search space as a YAML: named trials, each a set of dotted configuration paths."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from llm_mde.config import Config, Frozen
+from llm_mde.errors import ConfigError
+from llm_mde.recipes import load, read_yaml
+
+
+class Tiny(Frozen):
+    """What the trials start from when no configuration is named."""
+
+    config: Path
+    """YAML of the base run."""
+    divide: dict[str, float] = {}
+    """Dotted path -> divisor, for narrower layers; whole numbers stay whole."""
+
+
+class Space(Frozen):
+    """Trials by name."""
+
+    name: str
+    """Name of the sweep; its trials are runs `<name>-<trial>`."""
+    trials: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Trial -> dotted path -> value."""
+    tiny: Tiny | None = None
+    """The default base."""
+
+
+def read_space(path: Path) -> Space:
+    """A space file.
+
+    Raises:
+        ConfigError: it is missing or not of this form.
+    """
+    try:
+        return Space.model_validate(read_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg'].lower()}") from error
+
+
+def trial_configs(space: Space, base: Path | None, *, sets: list[str]) -> dict[str, Config]:
+    """The configuration of every trial; all are validated before any runs.
+
+    Args:
+        space: the space.
+        base: YAML the trials start from; None: the space's tiny one.
+        sets: `a.b=c` words for all trials, stronger than the base, weaker than the trial.
+
+    Raises:
+        ConfigError: no base, or a trial with an unknown path or a bad value.
+    """
+    divide: dict[str, float] = {}
+    if base is None:
+        if space.tiny is None:
+            raise ConfigError(f"space {space.name}: names no base; give --config FILE")
+        base, divide = space.tiny.config, space.tiny.divide
+        if not base.is_file():
+            raise ConfigError(f"{base}: not found; run `make demo` first, or give --config FILE")
+    configs = {}
+    for name, values in space.trials.items():
+        own = {path: _divided(value, divide.get(path)) for path, value in values.items()}
+        own["name"] = f"{space.name}-{name}"
+        words = [f"{path}={json.dumps(value)}" for path, value in own.items()]
+        configs[name] = load(base, sets=[*sets, *words])
+    return configs
+
+
+def _divided(value: Any, by: float | None) -> Any:
+    if by is None:
+        return value
+    return max(1, round(value / by)) if isinstance(value, int) else value / by

@@ -1,0 +1,85 @@
+"""A sweep through Ray Tune: trials are processes of their own, children of one MLflow run."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from llm_mde.recipes import shipped
+from llm_mde.studies.sweep import Leaderboard, sweep
+from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
+from tests.support.shards import write_shards
+
+BASE = """
+model:
+  image_size: [32, 48]
+  vit: {{name: "random:tiny:0", tune: lora}}
+  llm: {{name: "random:tiny:0", tune: lora}}
+  reprogram: {{prototypes: 8}}
+  head: {{widths: [16, 16, 8, 8]}}
+data: {{shards: {place}/shards, workers: 0}}
+runs: {place}/runs
+train: {{epochs: 1, log_every: 1, figures: 0}}
+tracking: {{uri: "sqlite:///{place}/mlflow.db"}}
+"""
+SPACE = """
+name: pair
+trials:
+  small: {model.vit.lora.r: 2, model.vit.lora.alpha: 4, train.batch: 2}
+  large: {model.vit.lora.r: 8, model.vit.lora.alpha: 16, train.batch: 4}
+  broken: {train.batch: 4096}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    write_shards(folder / "shards", [4])
+    write_shards(folder / "shards", [2], split="val")
+    (folder / "base.yaml").write_text(BASE.format(place=folder))
+    (folder / "space.yaml").write_text(SPACE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def board(place: Path) -> Leaderboard:
+    return sweep(
+        place / "space.yaml",
+        base=place / "base.yaml",
+        sets=[],
+        ds_config=shipped("launch/ds/zero2.json"),
+        concurrent=None,
+    )
+
+
+def test_good_trials_are_ranked_and_a_failing_one_keeps_its_reason(board: Leaderboard) -> None:
+    *good, broken = board.rows
+    assert {row.trial for row in good} == {"small", "large"}
+    scores = [row.scores["val/abs_rel"] for row in good]
+    assert scores == sorted(scores)
+    assert broken.trial == "broken" and not broken.scores
+    assert broken.error is not None and "too few for a global batch of 4096" in broken.error
+
+
+def test_the_board_holds_what_each_run_recorded(board: Leaderboard, place: Path) -> None:
+    for row in board.rows[:2]:
+        rows = read_metrics(place / "runs" / f"pair-{row.trial}" / METRICS_FILE)
+        recorded = [line["val/abs_rel"] for line in rows if "val/abs_rel" in line]
+        assert row.scores["val/abs_rel"] == min(recorded)
+    ranks = {row.trial: row.settings["model.vit.lora.r"] for row in board.rows[:2]}
+    assert ranks == {"small": 2, "large": 8}
+    csv = (board.folder / "leaderboard.csv").read_text()
+    assert csv.count("\n") == 4 and "model.vit.lora.alpha" in csv
+
+
+def test_trials_are_children_of_the_sweep_in_mlflow(board: Leaderboard, place: Path) -> None:
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    experiment = client.get_experiment_by_name("llm-mde")
+    runs = client.search_runs([experiment.experiment_id])
+    names = {run.info.run_name: run for run in runs}
+    parent = names["pair"]
+    for trial in ("pair-small", "pair-large"):
+        assert names[trial].data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert "val/abs_rel" in names[trial].data.metrics
+    assert parent.info.status == "FINISHED"
+    assert names["pair-small"].data.params["model.vit.lora.r"] == "2"
