@@ -6,13 +6,11 @@ BIN := .venv/bin
 
 install: .venv/installed
 
-# torch and its CUDA libraries are the bulk of it (5.4 GB); DeepSpeed compiles its one CPU op on first use.
+# torch and its CUDA libraries are the bulk of it (5.4 GB). DeepSpeed builds no op here: it compiles
+# its one CPU op at the first start.
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel ninja torch torchvision
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--no-build-isolation-package deepspeed --editable '.[dev]' || \
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

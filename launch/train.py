@@ -1,6 +1,7 @@
-"""Train on shards written by `llm-mde pack`.
+r"""Train on shards written by `llm-mde pack`.
 
-    deepspeed launch/train.py --ds_config launch/ds/zero2.json --config launch/nyu.yaml --set data.shards=DIR
+    deepspeed launch/train.py --ds_config launch/ds/zero2.json --config launch/nyu.yaml \
+        --set data.shards=DIR
 
 `torchrun --nproc-per-node N launch/train.py ...`, `srun python launch/train.py ...` and plain
 `python launch/train.py ...` start the same program.

@@ -1,7 +1,7 @@
 """Errors that a user can cause; `llm_mde.cli.main` prints them as one line and exits with 2.
 
-A message says where, what was expected, what came and what to do. Everything else that is raised is a
-bug of ours and keeps its traceback.
+A message says where, what was expected, what came and what to do. Everything else that is raised is
+a bug of ours and keeps its traceback.
 """
 
 

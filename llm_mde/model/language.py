@@ -136,7 +136,8 @@ class Language(nn.Module):
     def save(self, folder: Path) -> None:
         """Writes the whole backbone with its tokenizer; the folder's path then works as a name."""
         assert not any("lora_" in name for name, _ in self.model.named_parameters())
-        self.model.save_pretrained(folder)
+        with _quiet():
+            self.model.save_pretrained(folder)
         self.vocabulary.tokenizer.save_pretrained(folder)
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from llm_mde.data.index import Shards, open_index
 from llm_mde.data.pack import pack
+from llm_mde.data.stream import depths
 from llm_mde.errors import DataError
 from llm_mde.figures import learning_curve
 from llm_mde.inference.predict import predict
@@ -25,6 +27,7 @@ from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
 logger = logging.getLogger(__name__)
 
 FAILED = 1
+MAX_DEPTH = 10.0  # metres, as in the configuration
 LEAST_GAIN = 0.10  # a lower lead over the mean-depth map means that the model has not learned
 
 
@@ -146,8 +149,13 @@ def _write_sweep_base(out: Path) -> None:
 
 
 def _test_image(out: Path) -> Path:
-    """One picture of a room nobody trained on, as a file."""
-    entry = open_index(out / "shards", "test").entries[0]
+    """The picture with the widest range of depth among rooms nobody trained on, as a file."""
+    index = open_index(out / "shards", "test")
+    ranges = [
+        float(np.subtract(*np.percentile(depth[valid], (90, 10)))) if valid.any() else 0.0
+        for depth, valid in depths(index, max_depth=MAX_DEPTH)
+    ]
+    entry = index.entries[int(np.argmax(ranges))]
     path = out / "image.jpg"
     path.write_bytes(Shards(out / "shards").read(entry)["rgb.jpg"])
     return path

@@ -1,0 +1,136 @@
+"""The commands of the README, run as they stand there on small generated shards.
+
+Only what would need the full data is made small, by words added behind a command: tiny random
+backbones instead of the hub's, one step instead of fifty epochs. `make test` is not run from inside
+itself, `make demo` is `llm-mde demo`, and the sweep has a test of its own.
+"""
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llm_mde.recipes import PACKAGE
+from tests.support.shards import write_shards
+
+ROOT = PACKAGE.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TINY = [
+    "model.image_size=[32,48]",
+    "model.vit.name=random:tiny:0",
+    "model.llm.name=random:tiny:0",
+    "model.reprogram.prototypes=8",
+    "model.head.widths=[16,16,8,8]",
+    "train.batch=2",
+    "train.max_steps=1",
+    "data.workers=0",
+]
+
+
+def block(language: str) -> str:
+    return README.split(f"```{language}\n")[1].split("```")[0]
+
+
+def commands() -> dict[str, list[str]]:
+    """First words of a command -> its words."""
+    lines = [line for line in block("bash").splitlines() if line and not line.startswith("#")]
+    return {" ".join(words[:2]): words for words in map(shlex.split, lines)}
+
+
+def run(words: list[str], place: Path) -> str:
+    env = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    values = {"$NYU": "raw", "$SHARDS": "shards", "$IMAGE": "room.jpg"}
+    for variable, value in values.items():
+        words = [word.replace(variable, value) for word in words]
+    done = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    write_shards(folder / "shards", [4])
+    write_shards(folder / "shards", [2], split="val")
+    write_shards(folder / "shards", [1], split="test")
+    for name in ("launch", "tune"):
+        (folder / name).symlink_to(ROOT / name)
+    Image.new("RGB", (64, 48), (90, 120, 60)).save(folder / "room.jpg")
+    return folder
+
+
+def test_pack_reads_generated_scenes(place: Path) -> None:
+    run(["llm-mde", "synth", "raw", "--scenes", "3", "--frames", "1"], place)
+    words = [word.replace("$SHARDS", "packed") for word in commands()["llm-mde pack"]]
+    assert "packed 3 samples" in run(words, place)
+
+
+def test_train_eval_predict_one_after_the_other(place: Path) -> None:
+    words = commands()["deepspeed launch/train.py"]
+    assert words[words.index("--config") + 1] == "launch/nyu.yaml"
+    small = [word for setting in TINY for word in ("--set", setting)]
+    said = run(["deepspeed", "--num_accelerators", "1", *words[1:], *small], place)
+    assert "val loss" in said and "abs_rel" in said
+    assert "mean map of train" in run(commands()["llm-mde eval"], place)
+    run(commands()["llm-mde predict"], place)
+    depth = Image.open(place / "depth" / "room_depth_mm.png")
+    assert depth.size == (64, 48) and depth.mode in ("I;16", "I")
+
+
+def test_the_sweep_is_spelled_as_the_command_takes_it() -> None:
+    words = commands()["python tune/sweep.py"]
+    assert (ROOT / words[1]).is_file() and (ROOT / words[words.index("--space") + 1]).is_file()
+    help_text = subprocess.run(
+        [sys.executable, "-m", "llm_mde", "sweep", "--help"], capture_output=True, text=True
+    ).stdout
+    assert all(word in help_text for word in words if word.startswith("--"))
+
+
+def test_mlflow_serves_the_store_of_a_run(place: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [*commands()["mlflow ui"], "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=place,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert _answers(f"http://127.0.0.1:{port}/health", seconds=120)
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait()
+
+
+def _answers(url: str, *, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            time.sleep(0.5)
+    return False
+
+
+def test_the_tree_names_folders_that_exist() -> None:
+    tree = README.split("## Where things are")[1].split("## ")[0]
+    names = [line.split()[0] for line in tree.splitlines() if line.startswith("    ")]
+    top = {"llm_mde/", "launch/", "tune/", "shards/", "tests/", "benchmarks/"}
+    rooms = [name for name in names if name not in top]
+    assert top <= set(names) and all((PACKAGE / name).is_dir() for name in rooms)
+
+
+def test_the_python_lines_compile() -> None:
+    compile(block("python"), "README.md", "exec")
