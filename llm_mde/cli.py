@@ -267,6 +267,10 @@ def sweep(
     config: Config = None,
     sets: Sets = None,
     ds_config: DsConfig = DS_CONFIG,
+    tiny: Annotated[
+        bool,
+        typer.Option("--tiny", help="The base is a tiny model: ranks as the space divides them."),
+    ] = False,
     concurrent: Annotated[
         int | None, typer.Option(min=1, help="Trials at once.", show_default="what fits")
     ] = None,
@@ -276,7 +280,12 @@ def sweep(
     from llm_mde.studies.sweep import sweep as run_sweep
 
     board = run_sweep(
-        space, base=config, sets=sets or [], ds_config=ds_config, concurrent=concurrent
+        space,
+        base=config,
+        tiny=tiny,
+        sets=sets or [],
+        ds_config=ds_config,
+        concurrent=concurrent,
     )
     _say(board.payload(), board.lines(), as_json)
 

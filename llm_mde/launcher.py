@@ -1,10 +1,64 @@
 """What a launcher tells a process before it joins its peers; no torch, so that it costs nothing."""
 
 import os
+import re
+import socket
+from collections.abc import Mapping
+
+from llm_mde.errors import ConfigError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launched_rank() -> int:
     """This process's rank as deepspeed, torchrun or srun gave it; 0 without a launcher."""
-    slurm_step = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-    fallback = os.environ.get("SLURM_PROCID", "0") if slurm_step else "0"
+    fallback = os.environ.get("SLURM_PROCID", "0") if _slurm_step(os.environ) else "0"
     return int(os.environ.get("RANK") or fallback)
+
+
+def _slurm_step(found: Mapping[str, str]) -> bool:
+    # An allocation's own shell has SLURM's rank variables too; only a step of several tasks counts.
+    return int(found.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def launcher_variables(found: Mapping[str, str]) -> dict[str, str]:
+    """The launcher variables as `found`, those that are missing filled in.
+
+    deepspeed and torchrun set all of them, srun has its own names, plain python has none.
+
+    Raises:
+        ConfigError: several ranks, and nothing says where they meet.
+    """
+    guess = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    if "RANK" not in found and _slurm_step(found):
+        job, step = int(found["SLURM_JOB_ID"]), int(found["SLURM_STEP_ID"])
+        guess = {
+            "RANK": found["SLURM_PROCID"],
+            "WORLD_SIZE": found["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": found["SLURM_LOCALID"],
+            "MASTER_ADDR": first_host(found["SLURM_STEP_NODELIST"]),
+            "MASTER_PORT": str(12000 + (job + step) % 20000),  # below Linux's ephemeral ports
+        }
+    variables = {name: found.get(name) or guess.get(name, "") for name in VARIABLES}
+    if not variables["MASTER_PORT"]:
+        if variables["WORLD_SIZE"] != "1":
+            raise ConfigError(
+                f"MASTER_PORT: expected the port of rank 0 of {variables['WORLD_SIZE']} ranks, "
+                "got nothing; start with deepspeed, torchrun or srun"
+            )
+        variables["MASTER_PORT"] = str(free_port())
+    return variables
+
+
+def first_host(nodelist: str) -> str:
+    """`gpu01` of SLURM's `gpu[01-04,07],big3`: the node of task 0."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist)
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0] if first else nodelist)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -179,6 +179,8 @@ def _print_end(out: Path, *, times: dict[str, float], gain: float, pictures: lis
     lines.append(
         f"  llm-mde predict IMAGE --adapter {out / 'runs' / 'demo' / 'adapter'} --out depth"
     )
-    lines.append(f"  llm-mde sweep --space tune/spaces/table5.yaml --config {out / 'sweep.yaml'}")
+    lines.append(
+        f"  llm-mde sweep --space tune/spaces/table5.yaml --tiny --config {out / 'sweep.yaml'}"
+    )
     lines.append(f"  mlflow ui --backend-store-uri sqlite:///{out}/mlflow.db")
     print("\n".join(lines))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from llm_mde.dist import free_port
+from llm_mde.launcher import free_port
 
 
 def cores() -> int:

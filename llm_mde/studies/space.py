@@ -12,10 +12,10 @@ from llm_mde.recipes import load, read_yaml
 
 
 class Tiny(Frozen):
-    """What the trials start from when no configuration is named."""
+    """How to run the space on a tiny model."""
 
     config: Path
-    """YAML of the base run."""
+    """YAML of the base run, used when no other is named."""
     divide: dict[str, float] = {}
     """Dotted path -> divisor, for narrower layers; whole numbers stay whole."""
 
@@ -28,7 +28,7 @@ class Space(Frozen):
     trials: dict[str, dict[str, Any]] = Field(min_length=1)
     """Trial -> dotted path -> value."""
     tiny: Tiny | None = None
-    """The default base."""
+    """The same space on a tiny model."""
 
 
 def read_space(path: Path) -> Space:
@@ -45,22 +45,26 @@ def read_space(path: Path) -> Space:
         raise ConfigError(f"{path}: {where}: {first['msg'].lower()}") from error
 
 
-def trial_configs(space: Space, base: Path | None, *, sets: list[str]) -> dict[str, Config]:
+def trial_configs(
+    space: Space, base: Path | None, *, tiny: bool, sets: list[str]
+) -> dict[str, Config]:
     """The configuration of every trial; all are validated before any runs.
 
     Args:
         space: the space.
         base: YAML the trials start from; None: the space's tiny one.
+        tiny: divide as the space says for tiny layers; without a base that is always so.
         sets: `a.b=c` words for all trials, stronger than the base, weaker than the trial.
 
     Raises:
         ConfigError: no base, or a trial with an unknown path or a bad value.
     """
-    divide: dict[str, float] = {}
+    if space.tiny is None and (tiny or base is None):
+        raise ConfigError(f"space {space.name}: has no `tiny` part; give --config FILE alone")
+    divide = space.tiny.divide if space.tiny and (tiny or base is None) else {}
     if base is None:
-        if space.tiny is None:
-            raise ConfigError(f"space {space.name}: names no base; give --config FILE")
-        base, divide = space.tiny.config, space.tiny.divide
+        assert space.tiny is not None
+        base = space.tiny.config
         if not base.is_file():
             raise ConfigError(f"{base}: not found; run `make demo` first, or give --config FILE")
     configs = {}

@@ -92,13 +92,20 @@ class Leaderboard:
 
 
 def sweep(
-    space_file: Path, *, base: Path | None, sets: list[str], ds_config: Path, concurrent: int | None
+    space_file: Path,
+    *,
+    base: Path | None,
+    tiny: bool,
+    sets: list[str],
+    ds_config: Path,
+    concurrent: int | None,
 ) -> Leaderboard:
     """Run all trials of a space; a failing one is kept with its reason and does not stop the rest.
 
     Args:
         space_file: YAML of the space.
-        base: YAML the trials start from; None: the space's own.
+        base: YAML the trials start from; None: the space's tiny one.
+        tiny: the base is a tiny model, so divide as the space says.
         sets: `a.b=c` words for all trials.
         ds_config: DeepSpeed's JSON of all trials.
         concurrent: trials at once; None: one a GPU, or one a core.
@@ -107,7 +114,7 @@ def sweep(
         ConfigError: a trial that cannot be built, before any has started; all trials failed.
     """
     space = read_space(find(space_file))
-    configs = trial_configs(space, base, sets=sets)
+    configs = trial_configs(space, base, tiny=tiny, sets=sets)
     first = next(iter(configs.values()))
     if first.data.shards is None:
         raise ConfigError("data.shards: expected a folder written by 'llm-mde pack', got nothing")

@@ -31,7 +31,7 @@ def _no_warnings() -> Iterator[None]:
         logging.disable(level)
 
 
-# It warns while it is imported that there is no GPU, and logs to the stdout of that moment for ever.
+# On import it warns that there is no GPU, and takes the stdout of that moment for its log.
 with _no_warnings(), contextlib.redirect_stdout(sys.stderr):
     import deepspeed
 

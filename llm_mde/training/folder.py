@@ -16,6 +16,8 @@ from llm_mde.errors import ConfigError, LlmMdeError
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.recipes import build, dump, flat
 
+CONFIG = "config.yaml"
+
 # Settings that may differ when a run goes on: they move no number.
 FREE_TO_CHANGE = (
     "name",
@@ -98,7 +100,7 @@ def claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> None:
 
 def _claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> str | None:
     folder = config.run_dir
-    if resume == "never" and folder.exists():
+    if resume == "never" and (folder / CONFIG).exists():
         os.rename(folder, _aside(folder))
     try:
         before = _read(folder)
@@ -108,13 +110,13 @@ def _claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> str | None:
         return str(error)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "ds.json", json.dumps(ds, indent=2) + "\n")
-    _write(folder / "config.yaml", dump(config))  # the last one: with it the folder is a run's
+    _write(folder / CONFIG, dump(config))  # the last one: with it the folder is a run's
     return None
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
     """Settings as a run left them, new ones at their defaults; None where there is no run."""
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     if not path.exists():
         return None
     try:

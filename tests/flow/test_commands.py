@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llm_mde.dist import free_port
+from llm_mde.launcher import free_port
 from llm_mde.recipes import PACKAGE
 
 ROOT = PACKAGE.parent

@@ -46,6 +46,7 @@ def board(place: Path) -> Leaderboard:
     return sweep(
         place / "space.yaml",
         base=place / "base.yaml",
+        tiny=False,
         sets=[],
         ds_config=shipped("launch/ds/zero2.json"),
         concurrent=None,

@@ -16,7 +16,7 @@ from tests.support.training import LORA, begin, ds_json, make_shards, tiny_confi
 
 STAGES = (0, 1, 2, 3)
 TUNED = {"full": {}, "lora": LORA}
-ACCUMULATED = {"train__batch": 8, "train__max_steps": 8}
+ACCUMULATED = {"train__batch": 8, "train__max_steps": 4}
 BF16 = {"bf16": {"enabled": True}}
 
 
@@ -46,10 +46,12 @@ def cases(world):
     if world == 1:
         return {f"full {stage}": ({}, ds_json(stage)) for stage in (0, 3)}
     table = {f"{t} {s}": (TUNED[t], ds_json(s)) for t in TUNED for s in STAGES}
-    table["all split 3"] = ({}, ds_json(3, whole_below=0))
+    table["full 3"] = ({}, ds_json(3, whole_below=0))  # every parameter is split
     table |= {f"accumulated {s}": (ACCUMULATED, ds_json(s)) for s in (0, 3)}
-    bf16 = LORA | {"train__max_steps": 5}
-    return table | {f"bf16 {s}": (bf16, ds_json(s, **BF16)) for s in STAGES}
+    # At this rate no update is lost to the rounding of a bf16 weight.
+    short = LORA | {"train__max_steps": 5, "optim__lr": 1e-3}
+    table["fp32 short"] = (short, ds_json(0))
+    return table | {f"bf16 {s}": (short, ds_json(s, **BF16)) for s in STAGES}
 
 
 def run_cases(rank, folder):
@@ -123,15 +125,9 @@ def test_stages_give_equal_fp32_losses(ran, tune, stage):
     assert largest_relative(got, want) < 1e-5
 
 
-def test_zero3_with_every_parameter_split_gives_equal_losses(ran):
-    want, got = (losses(ran[2][0][name]) for name in ("full 0", "all split 3"))
-    assert len(got) == 20
-    assert largest_relative(got, want) < 1e-5
-
-
 def test_stages_give_equal_losses_with_accumulation(ran):
     want, got = (losses(ran[2][0][f"accumulated {stage}"]) for stage in (0, 3))
-    assert len(want) == 8
+    assert len(want) == 4
     assert largest_relative(got, want) < 1e-5
 
 
@@ -193,9 +189,9 @@ def test_evaluation_after_a_step_sees_the_new_weights(ran, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_bf16_runs_near_fp32(ran, stage):
     case = ran[2][0][f"bf16 {stage}"]
-    want = losses(ran[2][0]["lora 0"])[:2]  # later ones see another cosine
     assert case["seen"].code == DONE
-    assert losses(case).isfinite().all()
-    assert largest_relative(losses(case)[:2], want) < 0.03
+    want = losses(ran[2][0]["fp32 short"])
+    assert largest_relative(losses(case), want) < 0.1
+    assert largest_relative(losses(case)[:1], want[:1]) < 0.001
     statistics = {name: dtype for name, dtype in case["buffers"].items() if "running" in name}
     assert set(statistics.values()) == {torch.float32}

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -11,10 +12,10 @@ from torch import Tensor
 from llm_mde import dist
 from llm_mde.config import Config
 from llm_mde.recipes import build
-from llm_mde.training import loop
+from llm_mde.training import loop, train
 from llm_mde.training.engine import read_ds, resolve_ds, running_statistics, trained_state
+from llm_mde.training.loop import Standing
 from llm_mde.training.meter import Meter
-from llm_mde.training.train import follow, prepare
 from tests.support.shards import write_shards
 
 
@@ -41,7 +42,14 @@ def tiny_config(shards: Path, runs: Path, name: str, **changes: Any) -> Config:
         "data": {"shards": str(shards), "workers": 0, "shuffle_window": 3},
         # With Adam's usual epsilon a vanishing gradient's rounding decides a whole step's sign.
         "optim": {"lr": 1e-4, "eps": 1e-5},
-        "train": {"batch": 4, "micro_batch": 2, "max_steps": 20, "log_every": 1, "figures": 0},
+        "train": {
+            "batch": 4,
+            "micro_batch": 2,
+            "max_steps": 20,
+            "log_every": 1,
+            "figures": 0,
+            "eval_every": 9,
+        },
         "tracking": {"mlflow": False},
     }
     for dotted, value in changes.items():
@@ -100,10 +108,14 @@ def moments(engine: Any) -> list[Tensor]:
 
 
 def begin(config: Config, ds: dict[str, Any], *, resume: str = "auto"):
-    """A run and where it stands, in the process group of this rank."""
+    """A run and where it stands, in the process group of this rank.
+
+    One rank, too, starts with the canonical streams of two: the order of the samples is theirs.
+    """
     ranks = dist.Ranks(dist.rank(), dist.world(), dist.rank(), torch.device("cpu"))
     resolved = resolve_ds(ds, config, world=ranks.world, cuda=False)
-    return prepare(config, resolved, ranks=ranks, resume=resume, export=no_export)
+    with patch.object(train, "Standing", lambda **kept: Standing(**(kept | {"streams": 4}))):
+        return train.prepare(config, resolved, ranks=ranks, resume=resume, export=no_export)
 
 
 def watched_run(
@@ -132,11 +144,8 @@ def watch(run: Any, standing: Any, *, stop_at: int | None = None) -> Watched:
             super().report(step, lr=lr, skipped=skipped)
             seen.statistics.append([s.clone() for s in running_statistics(run.engine.module)])
 
-    original, loop.Meter = loop.Meter, Watching
-    try:
-        seen.code = follow(run, standing, stop=stop)
-    finally:
-        loop.Meter = original
+    with patch.object(loop, "Meter", Watching):
+        seen.code = train.follow(run, standing, stop=stop)
     seen.moments, seen.lr = moments(run.engine), list(run.engine.get_lr())
     seen.state = trained_state(run.engine)
     dist.barrier()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from llm_mde import dist
+from llm_mde import dist, launcher
 from llm_mde.errors import ConfigError
 
 SLURM = {
@@ -15,7 +15,7 @@ SLURM = {
 
 
 def test_plain_python_is_rank_0_of_1_at_a_free_port():
-    filled = dist.launcher_variables({"HOME": "/root"})
+    filled = launcher.launcher_variables({"HOME": "/root"})
     assert 0 < int(filled.pop("MASTER_PORT")) < 65536
     assert filled == {
         "RANK": "0",
@@ -33,12 +33,12 @@ def test_variables_of_a_launcher_stay_as_they_are():
         "MASTER_ADDR": "node7",
         "MASTER_PORT": "29500",
     }
-    assert dist.launcher_variables(given) == given
-    assert dist.launcher_variables(SLURM | given) == given
+    assert launcher.launcher_variables(given) == given
+    assert launcher.launcher_variables(SLURM | given) == given
 
 
 def test_slurm_step_meets_at_its_first_node():
-    filled = dist.launcher_variables(SLURM)
+    filled = launcher.launcher_variables(SLURM)
     assert filled == {
         "RANK": "5",
         "WORLD_SIZE": "8",
@@ -46,21 +46,21 @@ def test_slurm_step_meets_at_its_first_node():
         "MASTER_ADDR": "gpu03",
         "MASTER_PORT": str(12000 + (123456 + 2) % 20000),
     }
-    other = dist.launcher_variables(SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
+    other = launcher.launcher_variables(SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
     assert other["MASTER_ADDR"] == filled["MASTER_ADDR"]
     assert other["MASTER_PORT"] == filled["MASTER_PORT"]
 
 
 def test_shell_of_an_allocation_is_one_process():
     shell = SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}
-    assert dist.launcher_variables(shell)["WORLD_SIZE"] == "1"
+    assert launcher.launcher_variables(shell)["WORLD_SIZE"] == "1"
     batch_script = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}
-    assert dist.launcher_variables(batch_script)["WORLD_SIZE"] == "1"
+    assert launcher.launcher_variables(batch_script)["WORLD_SIZE"] == "1"
 
 
 def test_several_ranks_without_a_meeting_point_are_refused():
     with pytest.raises(ConfigError, match="^MASTER_PORT: expected the port of rank 0 of 2 ranks"):
-        dist.launcher_variables({"RANK": "1", "WORLD_SIZE": "2"})
+        launcher.launcher_variables({"RANK": "1", "WORLD_SIZE": "2"})
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_several_ranks_without_a_meeting_point_are_refused():
     ],
 )
 def test_first_host_of_a_nodelist(nodelist, first):
-    assert dist.first_host(nodelist) == first
+    assert launcher.first_host(nodelist) == first
 
 
 def test_one_process_needs_no_group():
@@ -89,4 +89,4 @@ def test_one_process_needs_no_group():
 
 
 def test_free_ports_can_be_used():
-    assert 1024 <= dist.free_port() < 65536
+    assert 1024 <= launcher.free_port() < 65536

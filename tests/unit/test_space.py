@@ -12,7 +12,7 @@ TABLE5 = shipped("tune/spaces/table5.yaml")
 def test_table5_at_base_is_the_papers_table(tmp_path: Path) -> None:
     base = tmp_path / "base.yaml"
     base.write_text("seed: 3\n")
-    configs = trial_configs(read_space(TABLE5), base, sets=[])
+    configs = trial_configs(read_space(TABLE5), base, tiny=False, sets=[])
     got = [
         (
             c.model.vit.lora.alpha,
@@ -47,7 +47,7 @@ def test_tiny_base_divides_ranks_and_keeps_the_rest(tmp_path: Path) -> None:
         f"tiny: {{config: {tmp_path}/base.yaml,"
         " divide: {model.vit.lora.r: 6, model.vit.lora.alpha: 6}}\n"
     )
-    (config,) = trial_configs(read_space(space), None, sets=["train.epochs=7"]).values()
+    (config,) = trial_configs(read_space(space), None, tiny=False, sets=["train.epochs=7"]).values()
     assert (config.model.vit.lora.r, config.model.vit.lora.alpha) == (27, 53)  # 26.7, 53.3
     assert (config.optim.lr, config.train.batch, config.train.epochs) == (2e-5, 8, 7)
 
@@ -59,7 +59,7 @@ def test_whole_numbers_never_fall_to_zero(tmp_path: Path) -> None:
         "name: s\ntrials: {a: {model.vit.lora.r: 2}}\n"
         f"tiny: {{config: {tmp_path}/base.yaml, divide: {{model.vit.lora.r: 6}}}}\n"
     )
-    (config,) = trial_configs(read_space(space), None, sets=[]).values()
+    (config,) = trial_configs(read_space(space), None, tiny=False, sets=[]).values()
     assert config.model.vit.lora.r == 1
 
 
@@ -68,11 +68,11 @@ def test_without_a_base_the_message_says_what_to_do(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="demo/sweep.yaml: not found; run `make demo` first"):
-        trial_configs(read_space(TABLE5), None, sets=[])
+        trial_configs(read_space(TABLE5), None, tiny=False, sets=[])
     space = tmp_path / "space.yaml"
     space.write_text("name: s\ntrials: {a: {seed: 1}}\n")
-    with pytest.raises(ConfigError, match="names no base; give --config FILE"):
-        trial_configs(read_space(space), None, sets=[])
+    with pytest.raises(ConfigError, match="has no `tiny` part; give --config FILE"):
+        trial_configs(read_space(space), None, tiny=False, sets=[])
 
 
 @pytest.mark.parametrize(
@@ -95,4 +95,11 @@ def test_every_trial_is_checked_before_any_runs(tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("name: s\ntrials: {good: {seed: 1}, bad: {optim.lrr: 1.0}}\n")
     with pytest.raises(ConfigError, match=r"optim\.lrr.*optim\.lr"):
-        trial_configs(read_space(space), tmp_path / "base.yaml", sets=[])
+        trial_configs(read_space(space), tmp_path / "base.yaml", tiny=False, sets=[])
+
+
+def test_tiny_divides_on_a_named_base_too(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("{}\n")
+    configs = trial_configs(read_space(TABLE5), base, tiny=True, sets=[])
+    assert [c.model.vit.lora.r for c in configs.values()] == [10, 32, 16, 16, 16, 27, 16, 16]

@@ -1,0 +1,228 @@
+"""A run that was stopped, or whose newest checkpoint is damaged, ends as if it had not been."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from llm_mde import dist
+from llm_mde.errors import CheckpointError, ConfigError
+from llm_mde.recipes import dump
+from llm_mde.training import checkpoint
+from llm_mde.training.loop import DONE, REQUEUE
+from tests.support.ranks import run_ranks
+from tests.support.training import LORA, begin, ds_json, make_shards, tiny_config, watched_run
+
+STAGES = (0, 1, 2, 3)
+# Four steps an epoch, two micro-batches a step on each rank: steps 3 and 5 lie inside epochs 0
+# and 1, before and after the first evaluation. A frozen ViT with adapters, a BERT that trains.
+CHANGES = {
+    "model__vit": LORA["model__vit"],
+    "train__batch": 8,
+    "train__max_steps": 7,
+    "train__eval_every": 1,
+    "train__save_steps": 2,
+}
+STOPS = (3, 5)
+
+
+def run_cases(rank, folder):
+    seen = {}
+    for stage in STAGES:
+        seen[f"whole {stage}"] = [run(folder, f"whole{stage}", stage)]
+        seen[f"parts {stage}"] = [
+            run(folder, f"parts{stage}", stage, stop_at=stop) for stop in (*STOPS, None)
+        ]
+        if stage == 2:  # before 3, which changes torch's linear layer for the rest of a process
+            seen |= damaged_runs(folder)
+    seen["again"] = [run(folder, "whole1", 1)]
+    refuse_foreign(folder)
+    refuse_unknown(folder)
+    seen["diverged"] = {loss: diverge(folder, loss) for loss in ("silog", "ssi")}
+    torch.save(seen, folder / f"rank{rank}.pt")
+
+
+def run(folder, name, stage, *, stop_at=None):
+    config = tiny_config(folder / "shards", folder, name, **CHANGES)
+    return watched_run(config, ds_json(stage), stop_at=stop_at)
+
+
+def damaged_runs(folder):
+    seen = {}
+    newest = folder / "whole2" / "checkpoints" / "step-000007"
+    for name, hurt in DAMAGES.items():
+        if dist.rank() == 0:
+            hurt(newest)
+        dist.barrier()
+        with warnings() as heard:
+            seen[name] = [run(folder, "whole2", 2)]
+        seen[f"{name}, heard"] = heard
+        seen[f"{name}, afterwards"] = checkpoint.problem(newest)
+    return seen
+
+
+def flip_a_byte(newest):
+    path = sorted(newest.glob("*optim_states.pt"))[-1]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def lose_a_file(newest):
+    sorted(newest.glob("*optim_states.pt"))[-1].unlink()
+
+
+DAMAGES = {"flipped byte": flip_a_byte, "missing file": lose_a_file}
+
+
+class warnings(logging.Handler):
+    """Warnings of this project while the block runs."""
+
+    def __enter__(self):
+        self.heard = []
+        logging.getLogger("llm_mde").addHandler(self)
+        return self.heard
+
+    def __exit__(self, *_):
+        logging.getLogger("llm_mde").removeHandler(self)
+
+    def emit(self, record):
+        self.heard.append(record.getMessage())
+
+
+def refuse_foreign(folder):
+    foreign = folder / "foreign" / "step-000001"
+    foreign.mkdir(parents=True, exist_ok=True)
+    (foreign / "mp_rank_00_model_states.pt").write_bytes(b"code")
+    config = tiny_config(folder / "shards", folder, "fresh")
+    with pytest.raises(CheckpointError, match="no manifest.json, so it was not written by this"):
+        begin(config, ds_json(1), resume=str(foreign))
+    config = tiny_config(folder / "shards", folder, "foreign")
+    named = folder / "whole1" / "checkpoints" / "last"
+    with pytest.raises(ConfigError, match="ds.zero_optimization.stage was 1, now 2"):
+        begin(config, ds_json(2), resume=str(named))
+
+
+def refuse_unknown(folder):
+    config = tiny_config(folder / "shards", folder, "unknown")
+    ds = ds_json(1, zero_optimization={"stage": 1, "reduce_bucket": 5})
+    with pytest.raises(ConfigError, match="ds_config: .*reduce_bucket: Extra inputs are not"):
+        begin(config, ds)
+
+
+def diverge(folder, loss):
+    config = tiny_config(
+        folder / "shards", folder, f"diverged {loss}", optim__lr=1e30, train__log_every=100,
+        train__save_steps=4, train__max_steps=6, train__loss=loss,
+    )  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        watched_run(config, ds_json(0))
+    left = sorted(path.name for path in config.run_dir.glob("checkpoints/*"))
+    return str(error.value), left
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    make_shards(folder / "shards")
+    run_ranks(run_cases, 2, folder)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def same(got, want):
+    """Equal to the last bit, tensors in lists and mappings included."""
+    if isinstance(want, torch.Tensor):
+        return torch.equal(got, want)
+    if isinstance(want, dict):
+        return list(got) == list(want) and all(same(got[key], want[key]) for key in want)
+    if isinstance(want, list):
+        return len(got) == len(want) and all(map(same, got, want))
+    return got == want
+
+
+def steady(rows):
+    """What is logged, without clocks."""
+    return [{k: v for k, v in row.items() if k not in ("time", "train/img_per_s")} for row in rows]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_in_three_parts_is_the_whole_run(ran, stage, rank):
+    [whole], parts = ran[rank][f"whole {stage}"], ran[rank][f"parts {stage}"]
+    assert [part.code for part in parts] == [REQUEUE, REQUEUE, DONE]
+    assert [part.start for part in parts] == [0, *STOPS]
+    end = parts[-1]
+    assert [keys for part in parts for keys in part.keys] == whole.keys
+    assert same([s for part in parts for s in part.statistics], whole.statistics)
+    assert len(whole.moments) > 0
+    assert same(end.moments, whole.moments)
+    assert end.lr == whole.lr
+    assert same(end.state, whole.state)
+    assert steady(end.rows) == steady(whole.rows)
+    assert len(whole.train()) == 7 and sum("val/loss" in row for row in whole.rows) == 2
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_checkpoint_before_a_damaged_one_is_taken(ran, damage):
+    for rank in (0, 1):
+        [whole], [again] = ran[rank]["whole 2"], ran[rank][damage]
+        assert (again.start, again.code) == (6, DONE)
+        assert same(again.state, whole.state) and same(again.moments, whole.moments)
+        assert ran[rank][f"{damage}, afterwards"] is None
+        heard = ran[rank][f"{damage}, heard"]
+        assert "step-000007" in heard[0] and "trying the one before" in heard[0]
+
+
+def test_a_complete_run_has_nothing_to_do(ran):
+    [again] = ran[0]["again"]
+    assert (again.start, again.code, again.keys) == (7, DONE, [])
+    assert steady(again.rows) == steady(ran[0]["whole 1"][0].rows)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(ran):
+    said, left = zip(*(ran[rank]["diverged"]["ssi"] for rank in (0, 1)), strict=True)
+    assert all("train/loss is not finite at or before step 4" in message for message in said)
+    assert any("samples train_0001-" in message for message in said)
+    assert left[0] == []
+
+
+def test_a_run_whose_predictions_are_not_finite_is_never_the_best(ran):
+    for rank in (0, 1):
+        message, left = ran[rank]["diverged"]["silog"]
+        assert "is not finite at" in message
+        assert "best" not in left
+
+
+def test_sigterm_saves_and_the_next_start_completes(tmp_path):
+    config = tiny_config(
+        make_shards(tmp_path / "shards"), tmp_path, "stopped", train__max_steps=60,
+        train__eval_every=100,
+    )  # fmt: skip
+    (tmp_path / "run.yaml").write_text(dump(config))
+    command = [sys.executable, "launch/train.py", "--config", str(tmp_path / "run.yaml")]
+    env = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    options = {"env": env, "text": True, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
+
+    with subprocess.Popen(command, **options) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if line.startswith("step 2/60"):
+                child.send_signal(signal.SIGTERM)
+                break
+        said = child.stderr.read()
+    assert child.returncode == 75
+    assert "stopped by a signal, saved at step" in said
+    [saved] = (config.run_dir / "checkpoints").glob("step-*")
+
+    done = subprocess.run(command, **options, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert f"resuming from {saved}" in done.stderr
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 61))
+    assert (config.run_dir / "adapter" / "llm_mde.json").is_file()

@@ -1,0 +1,141 @@
+import json
+import logging
+import os
+
+import pytest
+
+from llm_mde.errors import CheckpointError
+from llm_mde.training import checkpoint
+from llm_mde.training.checkpoint import MANIFEST, choose, problem, read_state, save
+
+
+class Engine:
+    """Writes two files where DeepSpeed would."""
+
+    def __init__(self):
+        self.asked = []
+
+    def save_checkpoint(self, folder, tag, **options):
+        os.makedirs(os.path.join(folder, tag, "deep"))
+        for name in ("weights.pt", "deep/moments.pt"):
+            with open(os.path.join(folder, tag, name), "wb") as file:
+                file.write(f"{tag} {name}".encode())
+        self.asked.append(options)
+
+
+def write(folder, step, *, best=False, keep=9):
+    save(Engine(), folder, step=step, state={"step": step}, best=best, keep=keep)
+    return folder / f"step-{step:06d}"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_checkpoint_is_written_aside_sealed_and_pointed_to(tmp_path):
+    engine = Engine()
+    (tmp_path / "tmp-step-000002").mkdir()  # left by a crash
+    save(engine, tmp_path, step=3, state={"a": [1.5]}, best=True, keep=1)
+    assert engine.asked == [{"save_latest": False, "exclude_frozen_parameters": True}]
+    assert names(tmp_path) == ["best", "last", "step-000003"]
+    assert (tmp_path / "best").read_text() == (tmp_path / "last").read_text() == "step-000003\n"
+    manifest = json.loads((tmp_path / "step-000003" / MANIFEST).read_text())
+    assert manifest["files"]["deep/moments.pt"]["size"] == len("tmp-step-000003 deep/moments.pt")
+    assert read_state(tmp_path / "step-000003") == {"a": [1.5]}
+    assert problem(tmp_path / "step-000003") is None
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    for step in (5, 999_999, 1_000_000):
+        write(tmp_path, step, best=step == 5, keep=1)
+    assert names(tmp_path) == ["best", "last", "step-000005", "step-1000000"]
+    assert choose(tmp_path, "auto") == tmp_path / "step-1000000"
+
+
+def test_a_save_drops_the_later_ones_that_the_run_went_back_behind(tmp_path):
+    for step in (2, 4, 6):
+        write(tmp_path, step, best=step == 6)
+    (tmp_path / "step-000006" / "weights.pt").unlink()
+    assert choose(tmp_path, "auto") == tmp_path / "step-000004"
+    write(tmp_path, 5, keep=1)
+    assert names(tmp_path) == ["last", "step-000005"]
+
+
+def test_no_checkpoint_starts_a_run(tmp_path):
+    assert choose(tmp_path / "nothing", "auto") is None
+    write(tmp_path, 1)
+    assert choose(tmp_path, "never") is None
+
+
+def damage_byte(folder):
+    (folder / "weights.pt").write_bytes(b"Tmp-step-000002 weights.pt")
+
+
+def damage_size(folder):
+    (folder / "weights.pt").write_bytes(b"")
+
+
+def lose(folder):
+    (folder / "deep" / "moments.pt").unlink()
+
+
+def lose_manifest(folder):
+    (folder / MANIFEST).unlink()
+
+
+def cut_manifest(folder):
+    (folder / MANIFEST).write_text((folder / MANIFEST).read_text()[:40])
+
+
+def other_format(folder):
+    (folder / MANIFEST).write_text('{"format": "something else"}')
+
+
+def add_file(folder):
+    (folder / "deep" / "code.pt").write_bytes(b"pickle")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damage_byte, "weights.pt differs from manifest.json"),
+        (damage_size, "weights.pt differs from manifest.json"),
+        (lose, "deep/moments.pt is missing"),
+        (lose_manifest, "no manifest.json, so it was not written by this program or not finished"),
+        (cut_manifest, "manifest.json is unreadable"),
+        (other_format, "expected format 'llm-mde checkpoint 1', got 'something else'"),
+        (add_file, "deep/code.pt is not in manifest.json"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, damage, said):
+    write(tmp_path, 1)
+    damage(write(tmp_path, 2))
+    with caplog.at_level(logging.WARNING):
+        assert choose(tmp_path, "auto") == tmp_path / "step-000001"
+    assert said in caplog.text and "step-000002" in caplog.text
+    with pytest.raises(CheckpointError, match="step-000002"):
+        choose(tmp_path, str(tmp_path / "step-000002"))
+
+
+def test_a_run_with_damaged_checkpoints_alone_does_not_start_over(tmp_path):
+    lose(write(tmp_path, 1))
+    with pytest.raises(CheckpointError, match="no usable checkpoint; start over with --resume"):
+        choose(tmp_path, "auto")
+
+
+def test_best_and_last_name_checkpoints(tmp_path):
+    write(tmp_path, 1, best=True)
+    write(tmp_path, 2)
+    assert choose(tmp_path, str(tmp_path / "best")) == tmp_path / "step-000001"
+    assert choose(tmp_path, str(tmp_path / "last")) == tmp_path / "step-000002"
+    with pytest.raises(CheckpointError, match="nowhere: no manifest.json"):
+        choose(tmp_path, str(tmp_path / "nowhere"))
+
+
+def test_a_folder_that_deepspeed_does_not_load_is_an_error(tmp_path):
+    class Empty:
+        def load_checkpoint(self, folder, **options):
+            return None, {}
+
+    with pytest.raises(CheckpointError, match="DeepSpeed can't load it"):
+        checkpoint.load(Empty(), write(tmp_path, 1))
