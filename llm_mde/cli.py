@@ -208,7 +208,7 @@ def train(
     return run_training(settings, ds_config, resume=resume, export=save)
 
 
-@app.command(name="eval", epilog="Example: llm-mde eval runs/nyu --shards /data/nyu_shards")
+@app.command(name="eval", epilog="Example: llm-mde eval runs/nyu --shards /data/nyu --split val")
 def evaluate(
     source: Annotated[
         Path, typer.Argument(help="A run folder or an adapter folder.", metavar="RUN_OR_ADAPTER")

@@ -80,7 +80,9 @@ def open_index(folder: Path, split: str) -> Index:
             f"{listed}: lists {len(keys)} keys, index.jsonl holds {found} of them; pack again"
         )
     if not found:
-        raise DataError(f"{listed}: the split is empty; pack more scenes")
+        filled = sorted(p.stem for p in listed.parent.glob("*.txt") if p.stat().st_size)
+        has = ", ".join(filled) or "no split"
+        raise DataError(f"{listed}: the split is empty; this folder has samples in: {has}")
     return Index(folder, split, tuple(tuple(shard) for _, shard in sorted(by_shard.items())))
 
 

@@ -51,7 +51,8 @@ class PackReport:
         verb = "already packed" if self.already_packed else "packed"
         first = f"{verb} {sum(self.counts.values())} samples into {self.out}: {counts}"
         if self.skipped:
-            first += f"; skipped {len(self.skipped)}"
+            again = f"; remove {self.out} to pack mended files" if self.already_packed else ""
+            first += f"; skipped {len(self.skipped)}{again}"
         return [first, *(f"skipped {s.scene}/{s.file}: {s.reason}" for s in self.skipped)]
 
 
@@ -80,7 +81,7 @@ def pack(
     """
     jobs = _check_settings(
         depth_codec,
-        jobs=os.cpu_count() if jobs is None else jobs,
+        jobs=len(os.sched_getaffinity(0)) if jobs is None else jobs,
         shard_size=shard_size,
         stride=stride,
     )

@@ -99,8 +99,6 @@ class Prompt(nn.Module):
         }
         ragged = any(len(row) < len(max(rows, key=len)) for rows in tables.values() for row in rows)
         self.padded = mode == "apg" and ragged  # else every mask is all True
-        ragged = any(len(row) < len(max(rows, key=len)) for rows in tables.values() for row in rows)
-        self.padded = mode == "apg" and ragged  # else every mask is all True
         for name, rows in tables.items():
             self.register_buffer(name, _table(rows), persistent=False)
         self.span = sum(self.get_buffer(name).shape[1] for name in ("low_text", "high_text"))

@@ -33,6 +33,7 @@ NO_SCENE = "no r-*.ppm found, expected a raw NYU scene folder or its .zip"
 _NAME = re.compile(r"(?P<kind>[dra])-(?P<host>\d+\.\d+)-(?P<tick>\d+)\.(?P<ext>pgm|ppm|dump)")
 _EXTENSION = {"d": "pgm", "r": "ppm", "a": "dump"}
 _MAX_DEPTH = 2  # folders between the given one and a scene
+UNREADABLE = (OSError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class Store:
                 return (self.path / name).read_bytes()
             with _open_zip(self.path, os.getpid()).open(self.prefix + name) as member:
                 return member.read(PPM_BYTES + 1)  # no raw file is longer, whatever the zip says
-        except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise DataError(f"{self.label(name)}: cannot be read ({error}); {AGAIN}") from error
 
     def label(self, name: str) -> str:

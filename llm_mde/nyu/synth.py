@@ -7,10 +7,12 @@ on S, N and its type alone, so that its true depth can be made again without the
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +137,10 @@ def _prepare(out: Path, settings: Settings) -> None:
     note = out / "synth.json"
     wanted = json.loads(json.dumps(asdict(settings)))
     if note.exists():
-        found = json.loads(note.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(note.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{note}: not readable ({error}); remove the folder") from error
         if found != wanted:
             raise DataError(
                 f"{note}: generated with {found}, asked for {wanted}; choose another folder"
@@ -173,10 +178,16 @@ def synth(
         DataError: `out` holds something else, or scenes of other settings.
     """
     settings = _checked(Settings(scenes, frames, seed, tuple(types), truncate))
-    _prepare(out, settings)
-    for done, _ in enumerate(_written(out, settings, min(jobs or os.cpu_count() or 1, scenes)), 1):
-        if progress:
-            progress(done, scenes)
+    jobs = min(jobs or len(os.sched_getaffinity(0)), scenes)
+    try:
+        _prepare(out, settings)
+        for done, _ in enumerate(_written(out, settings, jobs), 1):
+            if progress:
+                progress(done, scenes)
+    except OSError as error:
+        raise DataError(
+            f"{out}: cannot be written ({error}); free space or choose another folder"
+        ) from error
 
 
 def _written(out: Path, settings: Settings, jobs: int) -> Iterator[None]:
@@ -187,7 +198,9 @@ def _written(out: Path, settings: Settings, jobs: int) -> Iterator[None]:
             write_scene(out, settings, number)
             yield
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    # Spawned, since the caller may hold threads; ctrl-C is the parent's to handle.
+    quiet = signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), *quiet) as pool:
         for future in as_completed([pool.submit(write_scene, out, settings, n) for n in numbers]):
             yield future.result()
 

@@ -21,7 +21,7 @@ from llm_mde.figures import learning_curve
 from llm_mde.inference.predict import predict
 from llm_mde.nyu.synth import synth
 from llm_mde.progress import duration, progress
-from llm_mde.studies.process import cores, environment, gpu_count, launch_command, run_logged
+from llm_mde.studies.process import cores, environment, gpu_ids, launch_command, run_logged
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
 
 logger = logging.getLogger(__name__)
@@ -37,11 +37,12 @@ class Size:
 
     scenes: int
     frames: int
-    sets: tuple[str, ...]
+    batch: int
+    sets: tuple[str, ...] = ()
 
 
-FULL = Size(scenes=110, frames=6, sets=())
-SMALL = Size(scenes=6, frames=2, sets=("train.batch=2", "train.max_steps=4", "train.log_every=2"))
+FULL = Size(scenes=110, frames=6, batch=16)
+SMALL = Size(scenes=6, frames=2, batch=2, sets=("train.max_steps=4", "train.log_every=2"))
 
 
 def demo(out: Path, *, seed: int, small: bool) -> int:
@@ -70,8 +71,8 @@ def demo(out: Path, *, seed: int, small: bool) -> int:
         packed = pack([out / "raw"], out=out / "shards", shard_size=64, seed=seed, progress=report)
     logger.info("%s", packed.lines()[0])
     done("pack")
-    words = _train_words(out, seed=seed, sets=size.sets)
-    command = launch_command(words, gpus=gpu_count(), cpu_ranks=min(2, cores()))
+    words = _train_words(out, seed=seed, sets=(f"train.batch={size.batch}", *size.sets))
+    command = launch_command(words, gpus=_gpus(size.batch), cpu_ranks=min(2, cores()))
     _run(command, out / "train.log", each=_show)
     done("train")
     scores = _evaluate(out)
@@ -88,6 +89,12 @@ def demo(out: Path, *, seed: int, small: bool) -> int:
     return FAILED
 
 
+def _gpus(batch: int) -> list[str]:
+    """All GPUs, or as many as share out the batch evenly."""
+    found = gpu_ids()
+    return found[: max((n for n in range(1, len(found) + 1) if batch % n == 0), default=0)]
+
+
 def _train_words(out: Path, *, seed: int, sets: tuple[str, ...]) -> list[str]:
     settings = [f"data.shards={out}/shards", f"runs={out}/runs", f"seed={seed}", *sets]
     settings.append(f"tracking.uri=sqlite:///{out}/mlflow.db")
@@ -98,9 +105,8 @@ def _train_words(out: Path, *, seed: int, sets: tuple[str, ...]) -> list[str]:
 def _run(command: list[str], log: Path, *, each: Callable[[str], None]) -> None:
     """A step in processes of its own, with the cores shared out; its failure is ours."""
     logger.info("$ %s", shlex.join(command))
-    gpus = gpu_count() > 0
-    threads = max(1, cores() // min(2, cores()))
-    code = run_logged(command, env=environment(gpus=gpus, threads=threads), log=log, each=each)
+    env = environment(gpus=bool(gpu_ids()), threads=max(1, cores() // min(2, cores())))
+    code = run_logged(command, env=env, log=log, each=each)
     if code:
         raise DataError(f"{shlex.join(command[3:])} ended with exit code {code}; see {log}")
 
@@ -114,7 +120,7 @@ def _evaluate(out: Path) -> dict[str, float]:
     words = ["eval", str(out / "runs" / "demo"), "--shards", str(out / "shards")]
     command = launch_command(
         [*words, "--split", "test", "--json"],
-        gpus=min(1, gpu_count()),
+        gpus=gpu_ids()[:1],
         cpu_ranks=min(2, cores()),
     )
     said: list[str] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from llm_mde.launcher import free_port
+from llm_mde.launcher import free_port, visible_devices
 
 
 def cores() -> int:
@@ -16,18 +16,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def gpu_count() -> int:
-    """CUDA devices of this machine."""
-    return torch.cuda.device_count()
+def gpu_ids() -> list[str]:
+    """CUDA devices this process may use, as the launcher names them."""
+    named = visible_devices()
+    return named if named is not None else [str(at) for at in range(torch.cuda.device_count())]
 
 
-def launch_command(words: list[str], *, gpus: int = 0, cpu_ranks: int = 1) -> list[str]:
-    """`llm-mde <words>` under the DeepSpeed launcher on all given GPUs, or on CPU ranks."""
-    ranks = gpus or cpu_ranks
+def launch_command(words: list[str], *, gpus: list[str], cpu_ranks: int) -> list[str]:
+    """`llm-mde <words>` under the DeepSpeed launcher on the given GPUs, or on CPU ranks."""
     # The module of the console command `deepspeed`, run by this very interpreter.
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
-    count = ["--num_gpus" if gpus else "--num_accelerators", str(ranks)]
-    return [*launcher, *count, "--master_port", str(free_port()), "--module", "llm_mde", *words]
+    # --num_gpus would take the first ones, whatever CUDA_VISIBLE_DEVICES says.
+    on_gpus = ["--include", f"localhost:{','.join(gpus)}"]
+    place = on_gpus if gpus else ["--num_accelerators", str(cpu_ranks)]
+    return [*launcher, *place, "--master_port", str(free_port()), "--module", "llm_mde", *words]
 
 
 def single_command(words: list[str]) -> list[str]:
@@ -35,7 +37,7 @@ def single_command(words: list[str]) -> list[str]:
     return [sys.executable, "-m", "llm_mde", *words]
 
 
-def environment(*, gpus: bool, threads: int, extra: dict[str, str] | None = None) -> dict[str, str]:
+def environment(*, gpus: bool, threads: int) -> dict[str, str]:
     """The variables of a child: no other group's rank or port, its accelerator and cores."""
     inherited = {
         key: value
@@ -43,7 +45,7 @@ def environment(*, gpus: bool, threads: int, extra: dict[str, str] | None = None
         if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     }
     accelerator = {} if gpus else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    return inherited | accelerator | {"OMP_NUM_THREADS": str(threads)} | (extra or {})
+    return inherited | accelerator | {"OMP_NUM_THREADS": str(threads)}
 
 
 def run_logged(

@@ -17,7 +17,7 @@ class Tiny(Frozen):
     config: Path
     """YAML of the base run, used when no other is named."""
     divide: dict[str, float] = {}
-    """Dotted path -> divisor, for narrower layers; whole numbers stay whole."""
+    """Dotted path of a rank -> divisor, for narrower layers; alpha / r stays as it is."""
 
 
 class Space(Frozen):
@@ -69,14 +69,19 @@ def trial_configs(
             raise ConfigError(f"{base}: not found; run `make demo` first, or give --config FILE")
     configs = {}
     for name, values in space.trials.items():
-        own = {path: _divided(value, divide.get(path)) for path, value in values.items()}
-        own["name"] = f"{space.name}-{name}"
+        own = _narrow(values, divide) | {"name": f"{space.name}-{name}"}
         words = [f"{path}={json.dumps(value)}" for path, value in own.items()]
         configs[name] = load(base, sets=[*sets, *words])
     return configs
 
 
-def _divided(value: Any, by: float | None) -> Any:
-    if by is None:
-        return value
-    return max(1, round(value / by)) if isinstance(value, int) else value / by
+def _narrow(values: dict[str, Any], divide: dict[str, float]) -> dict[str, Any]:
+    """A trial for narrower layers: ranks divided and rounded, each alpha / r as it was."""
+    narrow = dict(values)
+    for path, by in divide.items():
+        if path in values:
+            narrow[path] = max(1, round(values[path] / by))
+            alpha = f"{path.rpartition('.')[0]}.alpha"
+            if alpha in values:
+                narrow[alpha] = values[alpha] * narrow[path] / values[path]
+    return narrow

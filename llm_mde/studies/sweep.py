@@ -6,9 +6,12 @@ MLflow under the sweep's run.
 
 import csv
 import logging
+import math
 import os
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +19,15 @@ from typing import Any
 import ray
 from ray import tune
 
-from llm_mde.config import Config, TrackingConfig
+from llm_mde.config import Config
 from llm_mde.errors import ConfigError
 from llm_mde.progress import duration
 from llm_mde.recipes import dump, find
 from llm_mde.scoring.metrics import METRICS
-from llm_mde.studies.process import cores, environment, gpu_count, run_logged, single_command
+from llm_mde.studies.process import cores, environment, gpu_ids, run_logged, single_command
 from llm_mde.studies.space import Space, read_space, trial_configs
 from llm_mde.tracking.mlflow import MlflowTracker
-from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
+from llm_mde.tracking.tracker import METRICS_FILE, Status, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -132,12 +135,17 @@ def sweep(
     ]
     logger.info("%d trials of %s", len(jobs), space.name)
     began = time.monotonic()
-    rows = _run(jobs, folder=folder, concurrent=concurrent, space=space)
-    board = Leaderboard(space.name, folder, rows)
-    with (folder / "leaderboard.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(board.table())
-    if parent is not None:
-        _finish(parent, board, first.tracking)
+    status: Status = "failed"
+    try:
+        rows = _run(jobs, folder=folder, concurrent=concurrent, space=space)
+        board = Leaderboard(space.name, folder, rows)
+        _write_board(board)
+        if parent is not None:
+            _record(parent, board)
+        status = "finished" if any(row.scores for row in rows) else "failed"
+    finally:
+        if parent is not None:
+            parent.close(status)
     logger.info("%s for %d trials", duration(time.monotonic() - began), len(rows))
     if not any(row.scores for row in rows):
         raise ConfigError(f"{space.name}: every trial failed; the first: {rows[0].error}")
@@ -161,18 +169,19 @@ def _below(config: Config, parent: MlflowTracker | None) -> Config:
     return config.model_copy(update={"tracking": tracking})
 
 
-def _finish(parent: MlflowTracker, board: Leaderboard, tracking: TrackingConfig) -> None:
-    if board.rows and board.rows[0].scores:
-        parent.log(
-            {
-                f"best/{name.partition('/')[2]}": v
-                for name, v in board.rows[0].scores.items()
-                if name.startswith("val/")
-            },
-            0,
-        )
+def _write_board(board: Leaderboard) -> None:
+    path = board.folder / "leaderboard.csv"
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(board.table())
+    os.replace(aside, path)
+
+
+def _record(parent: MlflowTracker, board: Leaderboard) -> None:
+    best = board.rows[0].scores
+    if best:
+        parent.log({f"best/{name}": best[f"val/{name}"] for name in METRICS}, 0)
     parent.artifacts(board.folder, "sweep")
-    parent.close()
 
 
 def _run(
@@ -183,9 +192,13 @@ def _run(
     space: Space,
 ) -> list[Row]:
     folder.mkdir(parents=True, exist_ok=True)
-    gpus = gpu_count()
+    gpus = len(gpu_ids())
     at_once = concurrent or gpus or cores()
-    resources = {"cpu": 1, "gpu": gpus / at_once} if gpus else {"cpu": max(1, cores() // at_once)}
+    resources = (
+        {"cpu": 1, "gpu": 1 / math.ceil(at_once / gpus)}
+        if gpus
+        else {"cpu": max(1, cores() // at_once)}
+    )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by Ray's own processes
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # failed trials speak through the board
@@ -201,7 +214,8 @@ def _run(
                 name="ray", storage_path=str(folder), verbose=0, callbacks=[_Lines(len(jobs))]
             ),
         )
-        results = {result.config["trial"]: result for result in tuner.fit()}
+        with redirect_stdout(sys.stderr):  # stdout is for the board
+            results = {result.config["trial"]: result for result in tuner.fit()}
     finally:
         ray.shutdown()
     rows = [_row(job, results[job.name], settings=space.trials[job.name]) for job in jobs]

@@ -185,9 +185,11 @@ def _pause(run: Run, standing: Standing, meter: Meter, *, stopping: bool) -> boo
             due = due or better or over or evaluations % train.save_every == 0
         if due:
             meter.check(step)
-            save(run, standing, best=better)
         if better:
+            # Before the checkpoint that calls it best: a crash in between repeats both.
             _export(run, scores)
+        if due:
+            save(run, standing, best=better)
     if over and not last:
         logger.info("early stop: val/loss without a new minimum in %d evaluations", train.patience)
     return over

@@ -45,10 +45,10 @@ def test_tiny_base_divides_ranks_and_keeps_the_rest(tmp_path: Path) -> None:
         "name: s\n"
         "trials: {a: {model.vit.lora.r: 160, model.vit.lora.alpha: 320, optim.lr: 2.0e-5}}\n"
         f"tiny: {{config: {tmp_path}/base.yaml,"
-        " divide: {model.vit.lora.r: 6, model.vit.lora.alpha: 6}}\n"
+        " divide: {model.vit.lora.r: 6}}\n"
     )
     (config,) = trial_configs(read_space(space), None, tiny=False, sets=["train.epochs=7"]).values()
-    assert (config.model.vit.lora.r, config.model.vit.lora.alpha) == (27, 53)  # 26.7, 53.3
+    assert (config.model.vit.lora.r, config.model.vit.lora.alpha) == (27, 54)  # 26.7, 2 r
     assert (config.optim.lr, config.train.batch, config.train.epochs) == (2e-5, 8, 7)
 
 
@@ -103,3 +103,6 @@ def test_tiny_divides_on_a_named_base_too(tmp_path: Path) -> None:
     base.write_text("{}\n")
     configs = trial_configs(read_space(TABLE5), base, tiny=True, sets=[])
     assert [c.model.vit.lora.r for c in configs.values()] == [10, 32, 16, 16, 16, 27, 16, 16]
+    scale = [c.model.vit.lora.alpha / c.model.vit.lora.r for c in configs.values()]
+    assert scale == [2, 1, 2, 2, 2, 2, 2, 2]
+    assert {c.model.llm.lora.alpha / c.model.llm.lora.r for c in configs.values()} == {2}
