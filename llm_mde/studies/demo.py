@@ -145,6 +145,8 @@ def _write_sweep_base(out: Path) -> None:
         "data": {key: config["data"][key] for key in ("shards", "workers", "cache")},
         "runs": str(out / "runs"),
         "seed": config["seed"],
+        # The head starts anew and gets the demo's rate; the schemes' rates are for the adapters.
+        "optim": {"lr_scale": {"head": 25.0}},
         "train": {"epochs": 3, "figures": config["train"]["figures"], "log_every": 5},
         "tracking": {"uri": config["tracking"]["uri"]},
     }

@@ -339,7 +339,7 @@ def test_split_with_unknown_keys_or_none_is_refused(tmp_path):
     with pytest.raises(DataError, match="train.txt: lists 3 keys, index.jsonl holds 2 of them"):
         open_index(tmp_path, "train")
     listed.write_text("")
-    with pytest.raises(DataError, match="train.txt: the split is empty; pack more scenes"):
+    with pytest.raises(DataError, match="the split is empty; this folder has samples in: no split"):
         open_index(tmp_path, "train")
 
 
