@@ -30,7 +30,7 @@ def silog(
     mean, variance, some = _moments(log_depth, depth, valid)
     inside = variance + (1 - variance_focus) * mean.square()
     # The slope of sqrt at 0 is infinite; a perfect image gets the gradient 0 instead.
-    positive = inside > 0
+    positive = ~(inside <= 0)  # not `> 0`: a NaN must stay one
     root = torch.where(positive, torch.where(positive, inside, 1.0).sqrt(), 0.0)
     return SILOG_FACTOR * _mean_of_images(root, some)
 

@@ -30,10 +30,10 @@ def frozen_hash(engine):
 
 
 def run_case(config, ds):
-    """Scores before training, then a whole run; frozen weights hashed before and after."""
+    """Scores before training (ZeRO 0), a whole run; frozen weights hashed before and after."""
     run, standing = begin(config, ds)
     before = frozen_hash(run.engine)
-    first = validate(run, 0)
+    first = {} if run.engine.zero_optimization_stage() else validate(run, 0)
     seen = watch(run, standing)
     after = frozen_hash(run.engine)
     buffers = {name: value.dtype for name, value in run.engine.module.named_buffers()}

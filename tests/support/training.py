@@ -48,7 +48,7 @@ def tiny_config(shards: Path, runs: Path, name: str, **changes: Any) -> Config:
             "max_steps": 20,
             "log_every": 1,
             "figures": 0,
-            "eval_every": 9,
+            "eval_every": 100,
         },
         "tracking": {"mlflow": False},
     }

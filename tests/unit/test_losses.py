@@ -129,3 +129,10 @@ def test_half_precision_prediction_is_scored_in_fp32() -> None:
     half = log_depth.bfloat16()
     assert silog(half, depth, valid).dtype == torch.float32
     torch.testing.assert_close(silog(half, depth, valid), silog(half.float(), depth, valid))
+
+
+def test_nan_prediction_is_a_nan_loss() -> None:
+    log_depth = torch.full((1, 1, 2, 2), float("nan"))
+    ones = torch.ones(1, 1, 2, 2)
+    for loss in LOSSES.values():
+        assert loss(log_depth, ones, ones > 0).isnan()

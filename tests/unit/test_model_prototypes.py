@@ -99,3 +99,13 @@ def test_frozen_prototypes_replace_the_map() -> None:
     assert not list(prototypes.parameters())
     assert list(prototypes.state_dict()) == ["given"]
     assert prototypes.bfloat16()().dtype == torch.bfloat16
+
+
+def test_a_step_taken_in_evaluation_mode_is_seen() -> None:
+    prototypes = make().eval()
+    with torch.no_grad():
+        before = prototypes().clone()
+    prototypes().square().sum().backward()
+    with torch.no_grad():
+        prototypes.weight += 1  # what an optimizer step does: in place
+        assert not torch.equal(prototypes(), before)
