@@ -48,7 +48,9 @@ class Prototypes(nn.Module):
         if self.given is not None:
             return self.given
         reuse = not self.training and not torch.is_grad_enabled()
-        if reuse and self._cache is not None:
+        if not reuse:
+            self.forget()  # an optimizer step may follow
+        if self._cache is not None:
             return self._cache
         mixed = self.map @ self.embedding  # (P, D)
         normed = F.layer_norm(
