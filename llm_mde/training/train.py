@@ -1,5 +1,6 @@
 """One training run put together: shards, model, DeepSpeed, tracker, run folder."""
 
+import json
 import logging
 import signal
 from collections.abc import Iterator
@@ -111,7 +112,7 @@ def prepare(
         val_index=val_index,
         shape=Shape(config.model.image_size, model.vit.interpolation, config.model.max_depth),
         baselines=_baselines(train_index, config),
-        tracker=_tracker(config, standing.step if found else None),
+        tracker=_tracker(config, ds, standing.step if found else None),
         export=export,
         steps=steps,
         settings=settings,
@@ -165,7 +166,7 @@ def _sizes(engine: Engine) -> tuple[int, int]:
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
-def _tracker(config: Config, resume_step: int | None) -> Tracker:
+def _tracker(config: Config, ds: dict[str, Any], resume_step: int | None) -> Tracker:
     if dist.rank():
         return Tracker()
     trackers: list[Tracker] = [RunFolderTracker(config.run_dir, resume_step=resume_step)]
@@ -176,7 +177,7 @@ def _tracker(config: Config, resume_step: int | None) -> Tracker:
             MlflowTracker(config.tracking, run_dir=config.run_dir, resume=resume_step is not None)
         )
     tracker = Trackers(*trackers)
-    tracker.params(flat(config))
+    tracker.params(flat(config) | {"ds_config": json.dumps(ds)})
     return tracker
 
 

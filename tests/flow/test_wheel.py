@@ -1,4 +1,4 @@
-"""The wheel alone, outside the clone: the command, the shipped recipes, a training run."""
+"""The wheel alone, outside the clone: the command, the shipped recipes, the small demo."""
 
 import json
 import os
@@ -8,9 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from llm_mde.recipes import PACKAGE
-from tests.support.shards import write_shards
+from llm_mde.recipes import PACKAGE, shipped
+from llm_mde.studies.space import read_space, trial_configs
 
 ROOT = PACKAGE.parent
 
@@ -58,14 +59,14 @@ def test_wheel_holds_the_library_and_the_recipes_alone(wheel: Path) -> None:
         names = archive.namelist()
     roots = {name.partition("/")[0] for name in names}
     assert {root for root in roots if not root.endswith(".dist-info")} == {"llm_mde"}
-    shipped = {name.removeprefix("llm_mde/shipped/") for name in names if "/shipped/" in name}
+    recipes = {name.removeprefix("llm_mde/shipped/") for name in names if "/shipped/" in name}
     assert {
         "launch/nyu.yaml",
         "launch/train.py",
         "launch/ds/zero3.json",
         "tune/sweep.py",
-    } <= shipped
-    assert {"shards/README.md", "shards/pack_nyu.py"} <= shipped
+    } <= recipes
+    assert {"shards/README.md", "shards/pack_nyu.py"} <= recipes
     assert "llm_mde/model/words.txt" in names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".tmp")]
 
@@ -78,22 +79,31 @@ def test_installed_command_runs_outside_the_clone(installed: Path, tmp_path: Pat
     assert found.read_text() == (ROOT / "launch" / "nyu.yaml").read_text()
 
 
-def test_installed_wheel_trains_by_its_own_recipes(installed: Path, tmp_path: Path) -> None:
-    write_shards(tmp_path / "shards", [4], split="train")
-    write_shards(tmp_path / "shards", [2], split="val")
-    words: list[object] = ["-m", "llm_mde", "train", "--config", "launch/demo.yaml"]
-    words += ["--ds_config", "launch/ds/zero2.json"]
-    for setting in (
-        "data.shards=shards",
-        "train.batch=2",
-        "train.max_steps=2",
-        "train.log_every=1",
-        "train.figures=1",
-        "tracking.mlflow=false",
-    ):
-        words += ["--set", setting]
-    python(words, tmp_path, installed)
-    run = tmp_path / "runs" / "demo"
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2]
-    assert (run / "adapter" / "llm_mde.json").is_file()
+@pytest.fixture(scope="module")
+def demo(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a small demo and what it printed: every step, on a few frames and steps."""
+    place = tmp_path_factory.mktemp("demo")
+    said = python(["-m", "llm_mde", "demo", "--out", "demo", "--small"], place, installed)
+    return place / "demo", said
+
+
+def test_installed_wheel_runs_the_small_demo(demo: tuple[Path, str]) -> None:
+    folder, said = demo
+    for word in ("model", "mean-depth map", "constant", "abs_rel", "llm-mde predict", "mlflow ui"):
+        assert word in said
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["images"] == 2 and scores["scores"]["test_mean_map/abs_rel"] > 0
+    depth = Image.open(folder / "prediction" / "image_depth_mm.png")
+    assert depth.size == (640, 480)
+    assert (folder / "learning_curve.png").stat().st_size > 10_000
+    rows = [json.loads(line) for line in (folder / "runs/demo/metrics.jsonl").open()]
+    assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]
+
+
+def test_table5_fits_the_demos_model(demo: tuple[Path, str]) -> None:
+    space = read_space(shipped("tune/spaces/table5.yaml"))
+    configs = trial_configs(space, demo[0] / "sweep.yaml", tiny=True, sets=[])
+    assert len(configs) == 8
+    for config in configs.values():
+        assert config.model.vit.tune == config.model.llm.tune == "lora"
+        assert Path(config.model.vit.name, "config.json").is_file()
