@@ -236,7 +236,7 @@ class _Lines(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Ray's hook."""
-        self._line(trial, f"{SCORE} {trial.last_result.get(SCORE, float('nan')):.4f}")
+        self._line(trial, f"last {SCORE} {trial.last_result.get(SCORE, float('nan')):.4f}")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Ray's hook."""
