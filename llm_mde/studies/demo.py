@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from llm_mde.data.index import Shards, open_index
 from llm_mde.data.pack import pack
 from llm_mde.data.stream import depths
 from llm_mde.errors import DataError
-from llm_mde.figures import learning_curve
+from llm_mde.figures import Sample, learning_curve, sample_sheet
 from llm_mde.inference.predict import predict
 from llm_mde.nyu.synth import synth
 from llm_mde.progress import duration, progress
@@ -77,12 +78,11 @@ def demo(out: Path, *, seed: int, small: bool) -> int:
     done("train")
     scores = _evaluate(out)
     _write_sweep_base(out)
-    image = _test_image(out)
-    made = predict([image], adapter=out / "runs" / "demo" / "adapter", out=out / "prediction")[0]
+    pictures = _predict_typical(out)
     learning_curve(read_metrics(out / "runs" / "demo" / METRICS_FILE), out / "learning_curve.png")
     done("evaluate, predict")
     gain = 1 - scores["test/abs_rel"] / scores["test_mean_map/abs_rel"]
-    _print_end(out, times=times, gain=gain, pictures=[made.figure, out / "learning_curve.png"])
+    _print_end(out, times=times, gain=gain, pictures=[*pictures, out / "learning_curve.png"])
     if small or gain >= LEAST_GAIN:
         return 0
     logger.error("abs_rel is only %.0f %% below the mean-depth map's, expected 10 %%", 100 * gain)
@@ -156,17 +156,21 @@ def _write_sweep_base(out: Path) -> None:
     os.replace(aside, out / "sweep.yaml")
 
 
-def _test_image(out: Path) -> Path:
-    """The picture with the widest range of depth among rooms nobody trained on, as a file."""
+def _predict_typical(out: Path) -> list[Path]:
+    """Predict the test picture with the median range of depth; the figures drawn of it."""
     index = open_index(out / "shards", "test")
-    ranges = [
+    truths = list(depths(index, max_depth=MAX_DEPTH))
+    widths = [
         float(np.subtract(*np.percentile(depth[valid], (90, 10)))) if valid.any() else 0.0
-        for depth, valid in depths(index, max_depth=MAX_DEPTH)
+        for depth, valid in truths
     ]
-    entry = index.entries[int(np.argmax(ranges))]
-    path = out / "image.jpg"
-    path.write_bytes(Shards(out / "shards").read(entry)["rgb.jpg"])
-    return path
+    at = int(np.argsort(widths)[len(widths) // 2])
+    image = out / "image.jpg"
+    image.write_bytes(Shards(out / "shards").read(index.entries[at])["rgb.jpg"])
+    made = predict([image], adapter=out / "runs" / "demo" / "adapter", out=out / "prediction")[0]
+    pred = np.asarray(Image.open(made.depth)).astype(np.float32) / 1000
+    row = Sample(np.asarray(Image.open(image)), *truths[at], pred, index.entries[at].key)
+    return [made.figure, sample_sheet([row], out / "prediction" / "beside_truth.png")]
 
 
 def _print_end(out: Path, *, times: dict[str, float], gain: float, pictures: list[Path]) -> None:
