@@ -18,8 +18,8 @@ def cores() -> int:
 
 def gpu_ids() -> list[str]:
     """CUDA devices this process may use, as the launcher names them."""
-    named = visible_devices()
-    return named if named is not None else [str(at) for at in range(torch.cuda.device_count())]
+    count = torch.cuda.device_count()  # 0 without a driver, whatever the variable names
+    return (visible_devices() or [str(at) for at in range(count)])[:count]
 
 
 def launch_command(words: list[str], *, gpus: list[str], cpu_ranks: int) -> list[str]:
