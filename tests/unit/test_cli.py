@@ -13,11 +13,9 @@ from PIL import Image
 
 from llm_mde import __version__
 from llm_mde.cli import main
-from llm_mde.inference import adapter
 from llm_mde.launcher import launched_rank
-from llm_mde.model.depth_model import DepthModel
-from llm_mde.recipes import load, shipped
 from tests.support.rawscene import write_scene
+from tests.support.run import write_run
 from tests.support.shards import write_shards
 
 COMMANDS = ("synth", "pack", "train", "eval", "predict", "sweep", "demo")
@@ -37,13 +35,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with the adapter of an untrained tiny model."""
-    folder = tmp_path_factory.mktemp("run")
-    sets = ["model.vit.tune=lora", "model.llm.tune=frozen"]
-    model = DepthModel(load(shipped("launch/demo.yaml"), sets=sets).model, seed=0)
-    state = {name: model.state_dict()[name].clone() for name in model.trainable_state()}
-    adapter.save(model.config, state, folder / "adapter", seed=0, scores={})
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

@@ -12,18 +12,12 @@ from llm_mde.errors import CheckpointError, DataError
 from llm_mde.inference import adapter
 from llm_mde.inference.predict import check_image, depth_of, predict, read_image
 from llm_mde.model.depth_model import DepthModel
-from llm_mde.recipes import load, shipped
+from tests.support.run import write_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with the adapter of an untrained tiny model."""
-    folder = tmp_path_factory.mktemp("run")
-    sets = ["model.vit.tune=lora", "model.llm.tune=frozen"]
-    model = DepthModel(load(shipped("launch/demo.yaml"), sets=sets).model, seed=0)
-    state = {name: model.state_dict()[name].clone() for name in model.trainable_state()}
-    adapter.save(model.config, state, folder / "adapter", seed=0, scores={})
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 def rgb(height: int = 30, width: int = 50) -> np.ndarray:
