@@ -22,7 +22,8 @@ from PIL import Image
 
 from llm_mde.data import record
 from llm_mde.nyu import kinect
-from llm_mde.nyu.raw import PGM_HEADER, PPM_HEADER, Frame, parse_pgm, parse_ppm
+from llm_mde.nyu.frame import Frame
+from llm_mde.nyu.raw import PGM_HEADER, PPM_HEADER, parse_pgm, parse_ppm
 
 H, W = 480, 640
 

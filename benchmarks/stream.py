@@ -33,7 +33,7 @@ from llm_mde.data import record
 from llm_mde.data.index import Index, open_index
 from llm_mde.data.plan import Part, Plan
 from llm_mde.data.stream import Batch, Shape, training_batches
-from llm_mde.nyu.raw import Frame
+from llm_mde.nyu.frame import Frame
 
 BATCH = 8
 H, W = 480, 640

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from llm_mde.errors import ConfigError, DataError
-from llm_mde.nyu.kinect import RGB_CAMERA
-from llm_mde.nyu.raw import Frame
+from llm_mde.nyu.frame import Frame
 from llm_mde.nyu.scenes import scene_type
 
 DEPTH_CODECS = ("png",)
@@ -27,7 +26,6 @@ JPEG_QUALITY = 95
 PNG_LEVEL = 4  # on a real frame: 15 ms, 168 kB; level 6: 43 ms, 166 kB; level 1: 10 ms, 192 kB
 MAX_MEMBER_BYTES = 64 * 2**20
 MAX_PIXELS = 2**24  # 4096 x 4096
-SOURCE = "nyu_raw"
 _AGAIN = "pack again with 'llm-mde pack'"
 
 
@@ -52,8 +50,6 @@ def sample_key(scene: str, index: int) -> str:
 def encode(frame: Frame, *, depth_codec: str = "png") -> dict[str, Any]:
     """Tar members of a frame, plus `__key__`: the same frame always gives the same bytes.
 
-    K in the metadata is the RGB camera of the NYU toolbox, as its files give it.
-
     Raises:
         ConfigError: an unknown depth codec.
     """
@@ -62,13 +58,14 @@ def encode(frame: Frame, *, depth_codec: str = "png") -> dict[str, Any]:
     meta = {
         "scene": frame.scene,
         "type": scene_type(frame.scene),
-        "source": SOURCE,
+        "source": frame.source,
         "index": frame.index,
         "time_s": frame.time_s,
-        "K": RGB_CAMERA.matrix(),
+        "K": frame.K,
+        "accel_g": frame.accel_g,
     }
     return {
-        "__key__": sample_key(frame.scene, frame.index),
+        "__key__": frame.key or sample_key(frame.scene, frame.index),
         "rgb.jpg": _save(frame.rgb, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4"),
         "depth.png": _save(frame.depth_mm, "PNG", compress_level=PNG_LEVEL),
         "meta.json": json.dumps(meta, separators=(",", ":")).encode(),

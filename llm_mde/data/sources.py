@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_mde.errors import DataError
-from llm_mde.nyu.kinect import register
-from llm_mde.nyu.raw import Frame, Pair, RawScene, Store, find_scenes, parse_pgm, parse_ppm
+from llm_mde.nyu.frame import Frame
+from llm_mde.nyu.kinect import RGB_CAMERA, register
+from llm_mde.nyu.raw import Pair, RawScene, Store, find_scenes, parse_pgm, parse_ppm
 from llm_mde.nyu.scenes import BAD_FRAMES, check_scene_name
 
 # The toolbox pairs at any distance; half a second apart (15 frames) the two show different views.
@@ -84,4 +85,4 @@ def load_frame(item: WorkItem) -> Frame | Skipped:
     rgb, depth_mm = register(rgb, disparity)
     if not depth_mm.any():
         return Skipped(item.scene, pair.depth, "no pixel has a reading")
-    return Frame(rgb, depth_mm, item.scene, item.index, pair.time_s)
+    return Frame(rgb, depth_mm, item.scene, item.index, pair.time_s, K=RGB_CAMERA.matrix())

@@ -69,21 +69,6 @@ class Pair:
     """Host time between depth and RGB, seconds, 0 or more."""
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A registered frame: what packing receives from this room."""
-
-    rgb: NDArray[np.uint8]
-    """(H, W, 3), undistorted."""
-    depth_mm: NDArray[np.uint16]
-    """(H, W) millimetres on the RGB pixels, 0 = no reading."""
-    scene: str
-    index: int
-    """Position among the synchronised frames of the scene."""
-    time_s: float
-    """Host time of the depth image, seconds."""
-
-
 def parse_name(name: str) -> Stamp | None:
     """The stamp of a raw file name, None for any other file (INDEX.txt, device.json, ...)."""
     match = _NAME.fullmatch(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from llm_mde.data import record
-from llm_mde.nyu.raw import Frame
+from llm_mde.nyu.frame import Frame
 
 
 def frame(number: int, size: tuple[int, int]) -> Frame:

@@ -11,7 +11,7 @@ ROOT = Path(llm_mde.__file__).parent
 # Who may import whom: only names further up, and inside a room only names to the left.
 ROOMS = (
     ("", "errors config recipes launcher dist progress figures"),
-    ("nyu.", "raw kinect fill labeled scenes"),
+    ("nyu.", "frame raw kinect fill scenes labeled"),
     ("nyu.rooms.", "paint solids decor furniture fittings design raycast views sensor"),
     ("nyu.", "synth"),
     ("data.", "record sources pack verify plan index augment stream"),

@@ -8,7 +8,7 @@ from PIL import Image
 
 from llm_mde.data import record
 from llm_mde.errors import ConfigError, DataError
-from llm_mde.nyu.raw import Frame
+from llm_mde.nyu.frame import Frame
 from tests.support.rawscene import rgb_image
 
 
