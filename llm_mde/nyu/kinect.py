@@ -5,16 +5,20 @@ Silberman et al. 2012, https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html, `c
 kept on purpose (1-based pixels in one half, the border of 255, the noise mask read at source
 pixels): frames then equal the ones others train and evaluate on, pixel by pixel.
 
-What depends on the cameras alone (sampling positions, rays) is computed once a process.
+What depends on the cameras alone (sampling positions, rays) is computed once a process. The loops
+over pixels are machine code (numba): one core registers a frame in a few milliseconds. The first
+call on a machine compiles them, which takes seconds.
 """
 
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm_mde.errors import DataError
+from llm_mde.nyu.compiled import compiled
 from llm_mde.nyu.raw import HEIGHT, MAX_DISPARITY, WIDTH
 
 
@@ -80,13 +84,15 @@ MIN_DISPARITY = 600  # project_depth_map.m: below it a reading counts as none
 RGB_BORDER = 255  # undistort.m: value of pixels whose source lies outside
 
 
-@dataclass(frozen=True)
-class _Sampling:
-    """Where the pixels inside an undistorted image come from: (4, N) flat sources and weights."""
+class _Sampling(NamedTuple):
+    """Where each pixel of an undistorted image comes from; (H*W,) each."""
 
-    inside: NDArray[np.intp]  # (N,) flat positions of the pixels with a source
-    sources: NDArray[np.intp]  # (4, N) flat positions of the four neighbours
-    weights: NDArray[np.float64]  # (4, N), sum 1
+    corner: NDArray[np.int32]
+    """Flat position of the upper left of the four source pixels; -1 where they lie outside."""
+    right: NDArray[np.float64]
+    """Distance from that pixel, 0..1, to the right."""
+    below: NDArray[np.float64]
+    """Distance from that pixel, 0..1, downwards."""
 
 
 @cache
@@ -100,31 +106,40 @@ def _sampling(camera: Camera) -> _Sampling:
     yd = y * radial + camera.p1 * (r2 + 2 * y * y) + 2 * camera.p2 * x * y
     px, py = camera.fx * xd + camera.cx, camera.fy * yd + camera.cy
     x0, y0 = np.floor(px), np.floor(py)
-    inside = np.flatnonzero((x0 >= 0) & (x0 <= WIDTH - 2) & (y0 >= 0) & (y0 <= HEIGHT - 2))
-    px, py, x0, y0 = (a.ravel()[inside] for a in (px, py, x0, y0))
-    right, below = px - x0, py - y0
-    corner = (y0 * WIDTH + x0).astype(np.intp)
-    return _Sampling(
-        inside=inside,
-        sources=np.stack([corner, corner + 1, corner + WIDTH, corner + WIDTH + 1]),
-        weights=np.stack(
-            [
-                (1 - right) * (1 - below),
-                right * (1 - below),
-                (1 - right) * below,
-                right * below,
-            ]
-        ),
-    )
+    inside = (x0 >= 0) & (x0 <= WIDTH - 2) & (y0 >= 0) & (y0 <= HEIGHT - 2)
+    corner = np.where(inside, y0 * WIDTH + x0, -1).astype(np.int32)
+    return _Sampling(corner.ravel(), (px - x0).ravel(), (py - y0).ravel())
 
 
 @cache
 def _rays() -> NDArray[np.float64]:
-    """(3, H*W): for each depth pixel, 1-based, R times its ray (x, y, 1)."""
+    """(H*W, 3): for each depth pixel, 1-based, R times its ray (x, y, 1)."""
     v, u = np.mgrid[1 : HEIGHT + 1, 1 : WIDTH + 1].astype(np.float64)
     x = (u.ravel() - DEPTH_CAMERA.cx) / DEPTH_CAMERA.fx
     y = (v.ravel() - DEPTH_CAMERA.cy) / DEPTH_CAMERA.fy
-    return ROTATION @ np.stack([x, y, np.ones_like(x)])
+    return np.ascontiguousarray((ROTATION @ np.stack([x, y, np.ones_like(x)])).T)  # (N, 3)
+
+
+@compiled
+def _weights(right: float, below: float) -> tuple[float, float, float, float]:
+    """Bilinear weights of the upper left, upper right, lower left and lower right pixel."""
+    return (1 - right) * (1 - below), right * (1 - below), (1 - right) * below, right * below
+
+
+@compiled
+def _sample_rgb(pixels: NDArray[np.uint8], table: _Sampling) -> NDArray[np.uint8]:
+    """Bilinear samples of (H*W, 3) pixels."""
+    out = np.full_like(pixels, RGB_BORDER)
+    for at in range(len(pixels)):
+        p = table.corner[at]
+        if p < 0:
+            continue
+        w0, w1, w2, w3 = _weights(table.right[at], table.below[at])
+        for c in range(3):
+            value = w0 * pixels[p, c] + w1 * pixels[p + 1, c]
+            value = value + w2 * pixels[p + WIDTH, c] + w3 * pixels[p + WIDTH + 1, c]
+            out[at, c] = np.uint8(value + 0.5)
+    return out
 
 
 def undistort_rgb(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -132,15 +147,37 @@ def undistort_rgb(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     rgb: (480, 640, 3). Returns the same shape.
     """
-    table = _sampling(RGB_CAMERA)
-    out = np.full((3, HEIGHT * WIDTH), RGB_BORDER, np.uint8)
-    for channel in range(3):
-        plane = rgb[..., channel].astype(np.float64).ravel()
-        value = table.weights[0] * plane.take(table.sources[0])
-        for k in (1, 2, 3):
-            value += table.weights[k] * plane.take(table.sources[k])
-        out[channel, table.inside] = (value + 0.5).astype(np.uint8)
-    return np.ascontiguousarray(out.reshape(3, HEIGHT, WIDTH).transpose(1, 2, 0))  # (H, W, 3)
+    pixels = rgb.flatten().reshape(-1, 3)  # (H*W, 3); a copy, as numba compiles read-only apart
+    return _sample_rgb(pixels, _sampling(RGB_CAMERA)).reshape(rgb.shape)
+
+
+@compiled
+def _sample_disparity(raw: NDArray[np.uint16], table: _Sampling) -> NDArray[np.float64]:
+    """Bilinear samples of (H*W,) disparities with the noise left out."""
+    noise = raw.max()
+    clean = np.zeros(raw.size, np.bool_)  # pixels of the result none of whose sources is noise
+    for at in range(raw.size):
+        p = table.corner[at]
+        clean[at] = (
+            p >= 0
+            and raw[p] != noise
+            and raw[p + 1] != noise
+            and raw[p + WIDTH] != noise
+            and raw[p + WIDTH + 1] != noise
+        )
+    out = np.full(raw.size, float(MAX_DISPARITY))
+    for at in range(raw.size):
+        if not clean[at]:
+            continue
+        p = table.corner[at]
+        w0, w1, w2, w3 = _weights(table.right[at], table.below[at])
+        w0, w1 = w0 * clean[p], w1 * clean[p + 1]  # the toolbox's slip: p is a source pixel
+        w2, w3 = w2 * clean[p + WIDTH], w3 * clean[p + WIDTH + 1]
+        total = w0 + w1 + w2 + w3
+        value = w0 * raw[p] + w1 * raw[p + 1] + w2 * raw[p + WIDTH] + w3 * raw[p + WIDTH + 1]
+        if total > 0 and value / total >= MIN_DISPARITY:
+            out[at] = value / total
+    return out
 
 
 def undistort_disparity(disparity: NDArray[np.uint16]) -> NDArray[np.float64]:
@@ -148,27 +185,11 @@ def undistort_disparity(disparity: NDArray[np.uint16]) -> NDArray[np.float64]:
 
     As project_depth_map.m: the frame's largest value is noise, any touch of it is noise, and the
     remaining weights are renormalised with the *undistorted* noise mask read at the source pixels.
+    Where a whole neighbourhood reads `MIN_DISPARITY` exactly, the last bit of a float64 decides
+    whether it counts, there as here; these pixels alone may differ from the toolbox's.
     """
-    table = _sampling(DEPTH_CAMERA)
-    raw = disparity.ravel()
-    raw_noise = raw == raw.max()
-    touched = raw_noise.take(table.sources[0])
-    for source in table.sources[1:]:
-        touched |= raw_noise.take(source)
-    clean = np.zeros(raw.size, np.float64)  # 1 where the undistorted pixel is no noise
-    clean[table.inside[~touched]] = 1.0
-    keep = np.flatnonzero(~touched)
-    value, total = np.zeros(keep.size), np.zeros(keep.size)
-    readings = raw * clean
-    for source, weight in zip(table.sources, table.weights, strict=True):
-        at, w = source[keep], weight[keep]
-        value += w * readings.take(at)
-        total += w * clean.take(at)
-    np.divide(value, total, out=value, where=total > 0)
-    value[value < MIN_DISPARITY] = MAX_DISPARITY
-    out = np.full(raw.size, float(MAX_DISPARITY))
-    out[table.inside[keep]] = value
-    return out.reshape(disparity.shape)
+    raw = disparity.flatten()  # (H*W,)
+    return _sample_disparity(raw, _sampling(DEPTH_CAMERA)).reshape(disparity.shape)
 
 
 def disparity_to_metres(disparity: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -178,6 +199,32 @@ def disparity_to_metres(disparity: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.clip(metres, 0.0, MAX_METRES)
 
 
+@compiled
+def _project(
+    metres: NDArray[np.float64],
+    rays: NDArray[np.float64],
+    translation: tuple[float, float, float],
+    intrinsics: tuple[float, float, float, float],
+) -> NDArray[np.uint16]:
+    """(H*W,) metres along (H*W, 3) rays to (H*W,) millimetres on the RGB pixels."""
+    tx, ty, tz = translation
+    fx, fy, cx, cy = intrinsics
+    out = np.zeros(metres.size, np.uint16)
+    for at in range(metres.size):
+        z = metres[at]
+        if not z > 0:
+            continue
+        back = 1.0 / (rays[at, 2] * z + tz)
+        x = fx * ((rays[at, 0] * z + tx) * back) + cx + 0.5  # 1-based; its whole part is the column
+        y = fy * ((rays[at, 1] * z + ty) * back) + cy + 0.5
+        if 1 <= x < WIDTH and 1 <= y < HEIGHT:
+            target = (int(y) - 1) * WIDTH + int(x) - 1
+            millimetres = np.uint16(np.rint(z * 1000))
+            if out[target] == 0 or millimetres < out[target]:
+                out[target] = millimetres
+    return out
+
+
 def project_to_rgb(metres: NDArray[np.float64]) -> NDArray[np.uint16]:
     """Undistorted depth (480, 640), metres, seen from the RGB camera.
 
@@ -185,27 +232,9 @@ def project_to_rgb(metres: NDArray[np.float64]) -> NDArray[np.uint16]:
     and the nearest wins (rgb_world2rgb_plane.m). Rounding to millimetres keeps the order, so the
     z-buffer runs on the rounded values.
     """
-    z = metres.ravel()
-    seen = np.flatnonzero(z > 0)
-    z = z[seen]
-    rays = _rays().take(seen, axis=1)  # (3, N)
-    tx, ty, tz = TRANSLATION
-    back = 1.0 / (rays[2] * z + tz)
-    x = RGB_CAMERA.fx * ((rays[0] * z + tx) * back) + RGB_CAMERA.cx
-    y = RGB_CAMERA.fy * ((rays[1] * z + ty) * back) + RGB_CAMERA.cy
-    column, row = (x + 0.5).astype(np.intp), (y + 0.5).astype(np.intp)  # 1-based
-    fits = (column > 0) & (column < WIDTH) & (row > 0) & (row < HEIGHT)
-    target = ((row - 1) * WIDTH + column - 1)[fits]
-    return _nearest(target, np.rint(z[fits] * 1000).astype(np.uint16)).reshape(metres.shape)
-
-
-def _nearest(target: NDArray[np.intp], value: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """(H*W,): the smallest value written to each target pixel, 0 where none was."""
-    none = np.iinfo(np.uint16).max
-    out = np.full(HEIGHT * WIDTH, none, np.uint16)
-    np.minimum.at(out, target, value)
-    out[out == none] = 0
-    return out
+    intrinsics = (RGB_CAMERA.fx, RGB_CAMERA.fy, RGB_CAMERA.cx, RGB_CAMERA.cy)
+    z = np.ascontiguousarray(metres).ravel()  # (H*W,)
+    return _project(z, _rays(), TRANSLATION, intrinsics).reshape(metres.shape)
 
 
 def register(

@@ -1,12 +1,15 @@
 import io
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.pack import register_plain
 from llm_mde.errors import DataError
 from llm_mde.nyu import kinect
 from tests.support.rawscene import disparity_image, rgb_image
@@ -132,6 +135,27 @@ def test_nearest_point_wins_a_shared_pixel():
     assert set(np.unique(out)) == {0, 1000, 3000}
 
 
+def test_only_pixels_strictly_inside_the_picture_receive_depth(monkeypatch):
+    """Rays that aim at 1-based RGB pixels: the real lens never reaches the edges."""
+    inside = {
+        (0.6, 6.0): (0, 5),
+        (639.4, 7.0): (638, 6),
+        (10.0, 0.6): (9, 0),
+        (11.0, 479.4): (10, 478),
+    }
+    outside = [(0.4, 5.0), (639.6, 8.0), (9.0, 0.4), (12.0, 479.6), (-30.0, 9.0), (13.0, 700.0)]
+    z, (tx, ty, tz), camera = 2.0, kinect.TRANSLATION, kinect.RGB_CAMERA
+    rays, metres = np.zeros((480 * 640, 3)), np.zeros((480, 640))
+    for at, (x, y) in enumerate([*inside, *outside]):
+        rays[at, 0] = ((x - camera.cx) / camera.fx * (tz - z) - tx) / z
+        rays[at, 1] = ((y - camera.cy) / camera.fy * (tz - z) - ty) / z
+        rays[at, 2] = -1.0
+        metres.flat[at] = z
+    monkeypatch.setattr(kinect, "_rays", lambda: rays)
+    hit = {(x, y) for y, x in np.argwhere(kinect.project_to_rgb(metres)).tolist()}
+    assert hit == set(inside.values())
+
+
 def test_last_row_and_column_never_receive_depth():
     out = kinect.project_to_rgb(np.full((480, 640), 2.0))
     assert not out[-1].any() and not out[:, -1].any()
@@ -177,3 +201,61 @@ def test_registration_leaves_its_input_alone():
 def test_other_sizes_are_refused():
     with pytest.raises(DataError, match=r"expected rgb \(480, 640, 3\).*got \(240, 320, 3\)"):
         kinect.register(np.zeros((240, 320, 3), np.uint8), np.zeros((480, 640), np.uint16))
+
+
+def blocks(low, high, *, side, holes):
+    """Random disparities in squares of `side` pixels, a share of them missing; (480, 640)."""
+    rng = np.random.default_rng(side)
+    small = rng.integers(low, high, (480 // side, 640 // side))
+    disparity = small.repeat(side, 0).repeat(side, 1)
+    return np.where(rng.random((480, 640)) < holes, 2047, disparity).astype(np.uint16)
+
+
+def kitchen(number):
+    """A real Kinect frame as raw disparities: metres turned back by the toolbox's formula."""
+    path = Path(TESTDATA) / "redkitchen" / f"frame-{number:06d}.depth.png"
+    depth_mm = np.asarray(Image.open(path)).astype(float)
+    missing = (depth_mm == 0) | (depth_mm == 65535)
+    disparity = 1092.5 - 351.3 / np.where(missing, 1, depth_mm / 1000)
+    return np.where(missing, 2047, disparity.round()).astype(np.uint16)
+
+
+DISPARITIES = {
+    "noise": blocks(0, 2048, side=1, holes=0.0),
+    "planes with holes": blocks(700, 1050, side=16, holes=0.02),
+    "no 2047": blocks(580, 1093, side=8, holes=0.0),
+    "around 10 metres": blocks(1050, 1100, side=4, holes=0.02),
+    "around the nearest reading": blocks(585, 615, side=2, holes=0.01),
+    "two depths": np.where(blocks(0, 2, side=5, holes=0.0) == 1, 700, 1000).astype(np.uint16),
+    "nothing": np.full((480, 640), 2047, np.uint16),
+}
+
+
+@pytest.mark.parametrize("name", DISPARITIES)
+def test_registration_equals_the_plain_formulas_in_every_pixel(name):
+    rgb = np.random.default_rng(3).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    got = kinect.register(rgb, DISPARITIES[name])
+    for image, expected in zip(got, register_plain(rgb, DISPARITIES[name]), strict=True):
+        np.testing.assert_array_equal(image, expected)
+
+
+@needs_data
+@pytest.mark.parametrize("number", range(0, 701, 140))
+def test_registration_of_real_frames_equals_the_plain_formulas(number):
+    disparity = kitchen(number)
+    depth_mm = kinect.register(rgb_image(0), disparity)[1]
+    np.testing.assert_array_equal(depth_mm, register_plain(rgb_image(0), disparity)[1])
+
+
+def test_no_number_gives_no_depth():
+    assert not kinect.project_to_rgb(np.full((480, 640), np.nan)).any()
+
+
+def test_works_where_no_folder_can_hold_compiled_code():
+    code = (
+        "import numpy as np; from llm_mde.nyu import kinect; "
+        "assert kinect.project_to_rgb(np.full((480, 640), 2.0)).max() == 2000"
+    )
+    # numba's own switch: the only place left to look is a zip, which this package is not
+    environ = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}
+    subprocess.run([sys.executable, "-c", code], env=environ, check=True)
