@@ -1,7 +1,7 @@
 """A registered frame, and what was found out about the files it came from."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,3 +43,52 @@ class DamagedFile(DataError):
     def __init__(self, verdict: Verdict, message: str) -> None:
         super().__init__(message)
         self.verdict: Verdict = verdict
+
+
+class Finding(NamedTuple):
+    """What one look at an input file found."""
+
+    file: str
+    """Its name inside the scene."""
+    verdict: Verdict
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One frame to load: the names of the files it is made of."""
+
+    index: int
+    """Position among the frames of its scene, or the number its files carry."""
+    depth: str
+    rgb: str
+    accel: str | None = None
+    time_s: float | None = None
+    """Host time of the depth image, seconds."""
+    gap_s: float = 0.0
+    """Host time between depth and RGB, seconds, 0 or more."""
+
+
+class Scene(Protocol):
+    """One recording of one source. Small, picklable and hashable: worker processes list it anew."""
+
+    @property
+    def name(self) -> str:
+        """Its name; the scene type is the part before the first digit."""
+
+    @property
+    def source(self) -> str:
+        """Kind of source, as written into the metadata."""
+
+    @property
+    def part(self) -> Literal["train", "test"] | None:
+        """Official part of its labelled images, None for anything else."""
+
+    def files(self) -> dict[str, int]:
+        """Every input file of the scene and its size in bytes, sorted by name."""
+
+    def pairs(self) -> list[Pair]:
+        """Its frames in order."""
+
+    def load(self, pair: Pair) -> tuple[Frame | None, list[Finding]]:
+        """A frame, None where it cannot be used, and a finding for each file looked at."""

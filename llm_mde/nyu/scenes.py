@@ -2,7 +2,8 @@
 
 `official_scenes.txt` lists the 284 raw scene folders of the official training part, from
 `nyudepthv2_train_files_with_gt.txt` (Lee et al. 2019, BTS, https://arxiv.org/abs/1907.10326), which
-lists 24,231 frames of them.
+lists 24,231 frames of them. `official_test_images.txt` lists the 654 official test images among the
+1,449 labelled ones, 1-based, from the `splits.mat` published with the data set.
 """
 
 import hashlib
@@ -56,8 +57,19 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 @cache
 def official_scenes() -> frozenset[str]:
     """The 284 official training folders, exact names."""
-    text = resources.files("llm_mde.nyu").joinpath("official_scenes.txt").read_text("utf-8")
-    return frozenset(text.split())
+    return frozenset(_facts("official_scenes.txt"))
+
+
+@cache
+def official_test_images() -> frozenset[int]:
+    """The 654 labelled images of the official test set: their numbers, counted from 1."""
+    return frozenset(int(line) for line in _facts("official_test_images.txt"))
+
+
+def _facts(name: str) -> list[str]:
+    """The lines of a list in the package, without its comments."""
+    text = resources.files("llm_mde.nyu").joinpath(name).read_text("utf-8")
+    return [line for line in text.splitlines() if not line.startswith("#")]
 
 
 def check_scene_name(name: str) -> None:
@@ -91,20 +103,42 @@ def may_hold_test_image(name: str) -> bool:
     return name not in official_scenes() and scene_type(name) in SCENE_TYPES
 
 
-def assign_splits(names: Iterable[str], *, rule: str = "auto", seed: int = 0) -> dict[str, str]:
+def assign_splits(
+    names: Iterable[str],
+    *,
+    rule: str = "auto",
+    seed: int = 0,
+    test_scenes: frozenset[str] | None = None,
+    trainable: frozenset[str] = frozenset(),
+) -> dict[str, str]:
     """The split of each scene: `train`, `val`, `test` or `heldout`.
 
+    test_scenes: the raw folders that hold an official test image, where the labelled file tells:
+    these are held out under any rule. trainable: names vouched for, because all that is packed
+    under them are official training images.
+
     `official`: folders that may hold a test image are held out, 5 % of the other groups are `val`.
-    `scene`: seeded shares of all groups, 5 % `val` and 10 % `test`, groups never cut. `auto` is
-    `official` as soon as one official training folder is there. A share is at least one group,
-    `val` from two groups on, `test` from three on, and is spread over the scene types.
+    Without test_scenes a folder of an official type may hold one unless it is listed; with them,
+    only those folders do, and folders named by a bare type (`bathroom`), which are not raw ones.
+    `scene`: seeded shares of all groups, 5 % `val` and 10 % `test`, groups never cut. `auto`: see
+    `resolve_rule`. A share is at least one group, `val` from two groups on, `test` from three on,
+    and is spread over the scene types.
 
     Raises:
         ConfigError: an unknown rule.
     """
     names = sorted(names)
-    rule = resolve_rule(names, rule)
-    held = {name for name in names if rule == "official" and may_hold_test_image(name)}
+    rule = resolve_rule(names, rule, labelled=test_scenes is not None or bool(trainable))
+
+    def is_held(name: str) -> bool:
+        if test_scenes is not None and name in test_scenes:
+            return True
+        if rule != "official" or name in trainable:
+            return False
+        guess = test_scenes is None or name in SCENE_TYPES
+        return guess and may_hold_test_image(name)
+
+    held = {name for name in names if is_held(name)}
     groups = sorted({scene_group(name) for name in names if name not in held})
     test: set[str] = set()
     if rule == "scene" and len(groups) >= 3:
@@ -121,8 +155,10 @@ def assign_splits(names: Iterable[str], *, rule: str = "auto", seed: int = 0) ->
     return {name: split(name) for name in names}
 
 
-def resolve_rule(names: Iterable[str], rule: str) -> str:
-    """`official` or `scene`; `auto` looks for an official training folder among the names.
+def resolve_rule(names: Iterable[str], rule: str, *, labelled: bool = False) -> str:
+    """`official` or `scene`, where `auto` is `official` as soon as official data is there.
+
+    That is a listed training folder among the names, or labelled: images of the labelled set.
 
     Raises:
         ConfigError: an unknown rule.
@@ -131,7 +167,7 @@ def resolve_rule(names: Iterable[str], rule: str) -> str:
         raise ConfigError(f"splits: expected one of {', '.join(RULES)}, got {rule!r}")
     if rule != "auto":
         return rule
-    return "official" if official_scenes().intersection(names) else "scene"
+    return "official" if labelled or official_scenes().intersection(names) else "scene"
 
 
 def _draw(groups: list[str], share: float, *, salt: str) -> set[str]:

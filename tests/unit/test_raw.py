@@ -1,7 +1,4 @@
 import os
-import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +6,7 @@ import pytest
 
 from llm_mde.errors import DataError
 from llm_mde.nyu import raw
+from llm_mde.nyu.frame import DamagedFile
 from tests.support.rawscene import (
     disparity_image,
     dump_bytes,
@@ -16,8 +14,6 @@ from tests.support.rawscene import (
     ppm_bytes,
     raw_names,
     rgb_image,
-    write_scene,
-    zip_scenes,
 )
 
 TESTDATA = os.environ.get("LLM_MDE_TESTDATA", "")
@@ -62,8 +58,23 @@ def test_dump_is_in_g_and_degrees():
     ("parse", "size"), [(raw.parse_pgm, 614417), (raw.parse_ppm, 921615), (raw.parse_dump, 12)]
 )
 def test_truncated_files_are_named_with_both_sizes(parse, size):
-    with pytest.raises(DataError, match=rf"x-1\.f: expected {size} bytes, got 5 \(truncated\); "):
+    with pytest.raises(DamagedFile, match=rf"x-1\.f: expected {size} bytes, got 5 \(truncated\); "):
         parse(b"12345", name="x-1.f")
+
+
+@pytest.mark.parametrize(
+    ("payload", "verdict"),
+    [
+        (b"", "empty"),
+        (b"P5", "truncated"),
+        (bytes(614418), "undecodable"),
+        (bytes(614417), "undecodable"),
+    ],
+)
+def test_a_damaged_file_has_a_verdict(payload, verdict):
+    with pytest.raises(DamagedFile) as caught:
+        raw.parse_pgm(payload, name="d")
+    assert caught.value.verdict == verdict
 
 
 def test_wrong_header_is_shown():
@@ -108,74 +119,5 @@ def test_synchronisation_equals_the_toolbox():
     assert [(pair.depth, pair.rgb, pair.accel) for pair in raw.synchronise(names)] == want
 
 
-def test_zip_and_folder_hold_the_same_scenes(tmp_path):
-    for name in ("kitchen_0001a", "den_0002"):
-        write_scene(tmp_path / "raw", name, frames=1)
-    folders = raw.find_scenes(tmp_path / "raw")
-    zipped = raw.find_scenes(zip_scenes(tmp_path / "raw", tmp_path / "part.zip"))
-    assert [scene.name for scene in folders] == ["den_0002", "kitchen_0001a"]
-    assert [(s.name, s.names) for s in folders] == [(s.name, s.names) for s in zipped]
-    assert all("INDEX.txt" not in scene.names for scene in folders)
-    for left, right in zip(folders, zipped, strict=True):
-        assert [left.read(name) for name in left.names] == [right.read(n) for n in right.names]
-
-
-def test_scenes_survive_pickling(tmp_path):
-    write_scene(tmp_path / "raw", "den_0001", frames=1)
-    scene = raw.find_scenes(zip_scenes(tmp_path / "raw", tmp_path / "part.zip"))[0]
-    assert scene.read(scene.names[0]) == pickle.loads(pickle.dumps(scene)).read(scene.names[0])
-
-
-def test_one_scene_a_folder_of_zips_and_nested_folders_are_found(tmp_path):
-    scene = write_scene(tmp_path / "raw" / "part1", "den_0001", frames=1)
-    (tmp_path / "zips").mkdir()
-    zip_scenes(tmp_path / "raw" / "part1", tmp_path / "zips" / "a.zip")
-    for source in (scene, tmp_path / "raw", tmp_path / "zips"):
-        assert [found.name for found in raw.find_scenes(source)] == ["den_0001"]
-
-
-def test_folders_of_other_scripts_are_ignored(tmp_path):
-    write_scene(tmp_path, "den_0001", frames=1)
-    write_scene(tmp_path, "den_0001_out", frames=1)
-    assert [scene.name for scene in raw.find_scenes(tmp_path)] == ["den_0001"]
-
-
-def test_missing_and_empty_sources_say_what_was_expected(tmp_path):
-    with pytest.raises(DataError, match="nowhere: does not exist, expected a raw NYU scene folder"):
-        raw.find_scenes(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"no r-\*\.ppm found, expected a raw NYU scene folder or"):
-        raw.find_scenes(tmp_path)
-    (tmp_path / "bad.zip").write_bytes(b"no zip")
-    with pytest.raises(DataError, match=r"bad\.zip: not a readable zip"):
-        raw.find_scenes(tmp_path / "bad.zip")
-
-
-@pytest.mark.parametrize(("kind", "pattern"), [("r", r"r-\*\.ppm"), ("d", r"d-\*\.pgm")])
-def test_scene_with_half_its_files_is_named(tmp_path, kind, pattern):
-    scene = write_scene(tmp_path, "den_0001", frames=1)
-    for path in scene.glob(f"{kind}-*"):
-        path.unlink()
-    with pytest.raises(DataError, match=rf"den_0001: no {pattern} found"):
-        raw.find_scenes(tmp_path)
-
-
-def test_damaged_zip_member_is_a_data_error(tmp_path):
-    write_scene(tmp_path / "raw", "den_0001", frames=1)
-    archive = zip_scenes(tmp_path / "raw", tmp_path / "part.zip")
-    scene = raw.find_scenes(archive)[0]
-    payload = bytearray(archive.read_bytes())
-    at = payload.index(b".pgm") + 100
-    payload[at : at + 50] = bytes(50)
-    archive.write_bytes(payload)
-    depth = next(name for name in scene.names if name.startswith("d-"))
-    with pytest.raises(DataError, match=rf"part\.zip/den_0001/{depth}: cannot be read"):
-        scene.read(depth)
-
-
-def test_packing_needs_no_torch():
-    code = (
-        "import sys, llm_mde.nyu.raw, llm_mde.data.pack;"
-        "print([m for m in ('torch', 'webdataset', 'typer') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_depth_without_any_rgb_has_no_pair():
+    assert raw.synchronise(["d-1.0-1.pgm"]) == []

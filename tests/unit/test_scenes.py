@@ -1,4 +1,6 @@
 import os
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,26 @@ def test_official_list_has_284_folders_of_28_types():
 def test_official_list_equals_the_published_one():
     lines = (Path(TESTDATA) / "splits" / "nyudepthv2_train_files_with_gt.txt").read_text()
     assert {line.split("/")[1] for line in lines.splitlines()} == scenes.official_scenes()
+
+
+def test_official_test_images_are_654_of_1449():
+    numbers = scenes.official_test_images()
+    assert len(numbers) == 654
+    assert (min(numbers), max(numbers)) == (1, 1449)
+    assert {1, 2, 9} <= numbers
+    assert not {3, 4, 5, 6, 7, 8} & numbers
+
+
+@pytest.mark.skipif(
+    not TESTDATA, reason="LLM_MDE_TESTDATA is not set: the published lists are not in the project"
+)
+def test_official_test_images_equal_the_published_ones():
+    loadmat = pytest.importorskip("scipy.io").loadmat
+    split = loadmat(Path(TESTDATA) / "splits" / "splits.mat")
+    assert set(split["testNdxs"].ravel().tolist()) == scenes.official_test_images()
+    lines = (Path(TESTDATA) / "splits" / "nyudepthv2_test_files_with_gt.txt").read_text()
+    numbers = {int(number) + 1 for number in re.findall(r"/rgb_(\d+)\.jpg", lines)}
+    assert numbers == scenes.official_test_images()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +79,59 @@ def test_no_official_heldout_scene_is_ever_trained_on():
     split = scenes.assign_splits([*names, *scenes.official_scenes()])
     used = {name for name, part in split.items() if part != "heldout"}
     assert used == scenes.official_scenes()
+
+
+def test_with_the_labelled_file_its_folders_alone_are_held_out():
+    names = ["bookstore_0001a", "bookstore_0001d", "kitchen_0004", "kitchen_0061", "den_1", "den_2"]
+    split = scenes.assign_splits(names, test_scenes=frozenset({"kitchen_0004", "study_0001"}))
+    assert {name for name in names if split[name] == "heldout"} == {"kitchen_0004"}
+    assert set(split.values()) == {"train", "val", "heldout"}
+
+
+def test_bare_types_are_trained_on_only_when_vouched_for():
+    names = ["bathroom", "kitchen", "kitchen_0003", "bedroom_0004"]
+    for known in (None, frozenset[str]()):
+        split = scenes.assign_splits(
+            names, test_scenes=known, trainable=frozenset({"kitchen"}), seed=3
+        )
+        assert {name for name in names if split[name] == "heldout"} == {"bathroom"}
+
+
+@pytest.mark.parametrize("rule", scenes.RULES)
+def test_nothing_vouches_for_a_raw_scene_of_a_test_image(rule):
+    name = "kitchen_0004"
+    split = scenes.assign_splits(
+        [name, "den_1"], rule=rule, test_scenes=frozenset({name}), trainable=frozenset({name})
+    )
+    assert split == {name: "heldout", "den_1": "train"}
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_no_raw_scene_of_a_test_image_is_ever_trained_on(seed):
+    """Any names, any test folders among them, any vouching, any rule."""
+    rng = random.Random(seed)
+    kinds = (*scenes.SCENE_TYPES, "den", "hall")
+    raw = [f"{kind}_{i:04d}{x}" for kind in kinds for i in range(6) for x in ("", *"abc")]
+    pool = [*raw, *scenes.SCENE_TYPES, *sorted(scenes.official_scenes())]
+    names = rng.sample(pool, rng.randint(1, 150))
+    test_scenes = frozenset(rng.sample(raw, rng.randint(0, 300))) if rng.random() < 0.7 else None
+    trainable = frozenset(rng.sample(scenes.SCENE_TYPES, rng.choice((0, 5))))
+    rule = rng.choice(scenes.RULES)
+    split = scenes.assign_splits(
+        names, rule=rule, seed=seed, test_scenes=test_scenes, trainable=trainable
+    )
+    assert split.keys() == set(names)
+    held = {name for name in names if split[name] == "heldout"}
+    assert held >= (test_scenes or frozenset()).intersection(names)
+    labelled = test_scenes is not None or bool(trainable)
+    if scenes.resolve_rule(names, rule, labelled=labelled) == "official":
+        assert "test" not in split.values()
+        guessed = {name for name in names if scenes.may_hold_test_image(name)} - trainable
+        assert held >= (guessed if test_scenes is None else guessed & set(scenes.SCENE_TYPES))
+    used = {scenes.scene_group(name): set() for name in names}
+    for name in set(names) - held:
+        used[scenes.scene_group(name)].add(split[name])
+    assert all(len(parts) <= 1 for parts in used.values())
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -99,6 +174,8 @@ def test_few_groups_leave_something_to_train_on(count, parts):
 def test_generated_scenes_are_split_by_scene_unless_an_official_one_is_there():
     assert scenes.resolve_rule(["den_0001", "kitchen_0004"], "auto") == "scene"
     assert scenes.resolve_rule(["den_0001", "kitchen_0003"], "auto") == "official"
+    assert scenes.resolve_rule(["den_0001", "kitchen_0004"], "auto", labelled=True) == "official"
+    assert scenes.resolve_rule(["den_0001", "kitchen_0003"], "scene", labelled=True) == "scene"
     with pytest.raises(ConfigError, match="splits: expected one of auto, official, scene, got 'a'"):
         scenes.resolve_rule([], "a")
 
