@@ -82,6 +82,28 @@ def depth_figure(depth: np.ndarray, path: Path, *, valid: np.ndarray | None = No
     return _save(figure, path)
 
 
+def depth_panels(
+    image: np.ndarray, depths: Mapping[str, np.ndarray], path: Path, *, title: str = ""
+) -> Path:
+    """An image beside depth maps with one legend for all, written to a PNG.
+
+    image: uint8 (h, w, 3); depths: at least one (H, W) in metres by name, 0 = no reading.
+    """
+    readings = [np.where(depth > 0, depth, np.nan) for depth in depths.values()]
+    limits = depth_range(readings)
+    colours = [colour_depth(depth, vmin=limits[0], vmax=limits[1]) for depth in readings]
+    panels = dict(zip(["image", *depths], [image, *colours], strict=True))
+    height = 2 * PANEL_IN * _aspect(readings[0])
+    figure = Figure(figsize=(2 * PANEL_IN * len(panels), height + 1.1), layout="constrained")
+    figure.suptitle(title, fontsize=9, parse_math=False)  # a title may hold a dollar
+    grid = figure.add_gridspec(2, len(panels), height_ratios=(height, LEGEND_IN))
+    for column, (name, picture) in enumerate(panels.items()):
+        _picture(figure.add_subplot(grid[0, column]), picture).set_title(name, fontsize=9)
+    label = "depth [m], grey: no reading"
+    _legend(figure.add_subplot(grid[1, 1:]), DEPTH_COLOURS, limits, label)
+    return _save(figure, path)
+
+
 def sample_sheet(samples: Sequence[Sample], path: Path) -> Path:
     """Rows of image, truth, prediction and error, with one depth scale for all, written to a PNG.
 

@@ -1,20 +1,28 @@
 """The index of a shard folder: where each sample lies, and its verified bytes. No torch."""
 
 import hashlib
-import io
 import json
 import os
-import tarfile
+import re
+import sys
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from llm_mde.data.record import MAX_MEMBER_BYTES, MEMBERS
+from llm_mde.data.folder import ShardFolder
+from llm_mde.data.members import KEY, MAX_SAMPLE_BYTES, sample_members
 from llm_mde.errors import DataError
 
+FORMAT_VERSION = 2
+INDEX = "index.jsonl"
+MANIFEST = "pack.json"
+UNFINISHED = "unfinished/plan.json"
 OPEN_SHARDS = 256  # more than the streams of a rank; well below the usual limit of 1024 files
-MAX_SAMPLE_BYTES = len(MEMBERS) * (MAX_MEMBER_BYTES + 2 * tarfile.BLOCKSIZE)
+DIGEST = re.compile(r"[0-9a-f]{64}")
+MAX_OFFSET = 2**50  # a shard of a pebibyte; far above, an offset is no number the system takes
+SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}\.tar")
 
 
 class Entry(NamedTuple):
@@ -31,7 +39,7 @@ class Entry(NamedTuple):
 class Index:
     """The samples of one split, shard by shard, in the written order."""
 
-    folder: Path
+    folder: ShardFolder
     split: str
     shards: tuple[tuple[Entry, ...], ...]
 
@@ -53,64 +61,176 @@ class Index:
         return Index(self.folder, self.split, (chosen,))
 
 
-def open_index(folder: Path, split: str) -> Index:
+def shard_folder(folder: ShardFolder | Path | str) -> ShardFolder:
+    """A shard folder by its path or URL.
+
+    Raises:
+        ConfigError: a URL of an unknown scheme.
+    """
+    return folder if isinstance(folder, ShardFolder) else ShardFolder(folder)
+
+
+def check_finished(folder: ShardFolder) -> None:
+    """Refuse a folder that `llm-mde pack` is still writing, or was when it ended.
+
+    Raises:
+        DataError: says how to finish it.
+    """
+    if folder.exists(UNFINISHED):
+        raise DataError(
+            f"{folder}: an unfinished pack; run the same 'llm-mde pack' command again to finish it"
+        )
+
+
+def open_index(folder: ShardFolder | Path | str, split: str) -> Index:
     """Read the index of a shard folder, restricted to one named key list.
 
     Raises:
-        DataError: no shard folder, no such split, or a key that the index does not know.
+        DataError: no finished shard folder, no such split, or a key that the index does not know.
     """
-    if not (folder / "index.jsonl").is_file():
-        raise DataError(
-            f"{folder}: no index.jsonl found, expected a folder written by 'llm-mde pack'"
-        )
-    listed = folder / "splits" / f"{split}.txt"
-    if not listed.is_file():
-        known = ", ".join(sorted(path.stem for path in (folder / "splits").glob("*.txt"))) or "none"
-        raise DataError(f"{folder}: no split {split!r}, this folder has: {known}")
-    keys = set(listed.read_text(encoding="utf-8").split())
+    folder = shard_folder(folder)
+    check_finished(folder)
+    if not folder.exists(INDEX):
+        raise DataError(f"{folder}: no {INDEX} found, expected a folder written by 'llm-mde pack'")
+    keys = _split_keys(folder, split)
+    listed = folder.at(f"splits/{split}.txt")
     by_shard: dict[str, list[Entry]] = {}
-    with (folder / "index.jsonl").open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            entry = _entry(line, f"{folder}/index.jsonl, line {number}")
-            if entry.key in keys:
-                by_shard.setdefault(entry.shard, []).append(entry)
-    found = sum(map(len, by_shard.values()))
-    if found != len(keys):
+    missing = set(keys)
+    for entry in read_entries(folder.read(INDEX), folder.at(INDEX)):
+        if entry.key in keys:
+            if entry.key not in missing:
+                raise DataError(
+                    f"{folder.at(INDEX)}: sample {entry.key} is there twice; pack again"
+                )
+            missing.remove(entry.key)
+            by_shard.setdefault(entry.shard, []).append(entry)
+    if missing:
         raise DataError(
-            f"{listed}: lists {len(keys)} keys, index.jsonl holds {found} of them; pack again"
+            f"{listed}: lists {len(keys)} keys, {INDEX} holds {len(keys) - len(missing)} of them; "
+            "pack again"
         )
-    if not found:
-        filled = sorted(p.stem for p in listed.parent.glob("*.txt") if p.stat().st_size)
-        has = ", ".join(filled) or "no split"
-        raise DataError(f"{listed}: the split is empty; this folder has samples in: {has}")
     return Index(folder, split, tuple(tuple(shard) for _, shard in sorted(by_shard.items())))
 
 
-def _entry(line: str, where: str) -> Entry:
+def _split_keys(folder: ShardFolder, split: str) -> set[str]:
+    """The keys of a list, at least one."""
+    name = f"splits/{split}.txt"
+    if not folder.exists(name):
+        known = ", ".join(PurePosixPath(listed).stem for listed in folder.names("splits"))
+        raise DataError(f"{folder}: no split {split!r}, this folder has: {known or 'none'}")
+    keys = set(read_keys(folder, name))
+    if not keys:
+        lists = folder.names("splits")
+        has = ", ".join(PurePosixPath(listed).stem for listed in lists if folder.read(listed))
+        raise DataError(
+            f"{folder.at(name)}: the split is empty; this folder has samples in: "
+            f"{has or 'no split'}"
+        )
+    return keys
+
+
+def read_keys(folder: ShardFolder, name: str) -> list[str]:
+    """The keys of `splits/<name>.txt`, one a line.
+
+    Raises:
+        DataError: missing, or no text.
+    """
+    try:
+        return folder.read(name).decode("ascii").split()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{folder.at(name)}: expected a key a line ({error}); pack again"
+        ) from error
+
+
+def read_entries(content: bytes, where: str) -> Iterator[Entry]:
+    """The rows of an index.
+
+    Raises:
+        DataError: names the line and what is wrong with it.
+    """
+    for number, line in enumerate(content.splitlines(), 1):
+        yield read_entry(line, f"{where}, line {number}")
+
+
+def read_entry(line: bytes, where: str) -> Entry:
+    """One row of an index.
+
+    Raises:
+        DataError: what is wrong with it, after `where`.
+    """
     try:
         row = json.loads(line)
         entry = Entry(row["key"], row["shard"], row["offset"], row["size"], row["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: expected key, shard, offset, size, sha256: {error!r}") from error
-    if not all(isinstance(word, str) for word in (entry.key, entry.shard, entry.sha256)):
+    key, shard, offset, size, sha256 = entry
+    if not all(isinstance(word, str) for word in (key, shard, sha256)):
         raise DataError(f"{where}: expected key, shard and sha256 as text; pack again")
-    if "/" in entry.shard:
-        raise DataError(f"{where}: expected a file of this folder, got {entry.shard}; pack again")
-    if not all(isinstance(number, int) and number >= 0 for number in (entry.offset, entry.size)):
+    if KEY.fullmatch(key) is None:
+        raise DataError(f"{where}: expected letters, digits, '_' and '-', got key {key!a:.99}")
+    if SHARD.fullmatch(shard) is None:
+        raise DataError(f"{where}: expected a tar of this folder, got {shard!a:.99}; pack again")
+    if not all(type(number) is int and 0 <= number <= MAX_OFFSET for number in (offset, size)):
         raise DataError(f"{where}: expected offset and size in bytes, 0 or more; pack again")
-    if entry.size > MAX_SAMPLE_BYTES:
-        raise DataError(f"{where}: {entry.size} bytes, expected at most {MAX_SAMPLE_BYTES}")
-    return entry
+    if size > MAX_SAMPLE_BYTES:
+        raise DataError(f"{where}: {size} bytes, expected at most {MAX_SAMPLE_BYTES}")
+    return entry._replace(shard=sys.intern(shard))  # one text for all samples of a shard
+
+
+def read_manifest(folder: ShardFolder) -> dict[str, Any]:
+    """What pack.json holds, as far as it is needed to check the rest.
+
+    Raises:
+        DataError: missing, of another format, or without what it should say.
+    """
+    where = folder.at(MANIFEST)
+    if not folder.exists(MANIFEST):
+        raise DataError(
+            f"{folder}: no {MANIFEST} found, expected a folder written by 'llm-mde pack'"
+        )
+    try:
+        manifest = json.loads(folder.read(MANIFEST))
+        version = manifest["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{where}: expected JSON with a format_version; pack again") from error
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{where}: format_version {version!a:.20}, expected {FORMAT_VERSION}; pack again"
+        )
+    for name in ("shards", "splits", "lists"):
+        rows = manifest.get(name)
+        if not isinstance(rows, dict):
+            raise DataError(f"{where}: expected an object {name}; pack again")
+        for key, row in rows.items():
+            if not _countable(row) or (name == "shards" and not _described(row)):
+                raise DataError(f"{where}: {name}: {key!a:.99} has no numbers; pack again")
+    if not _count(manifest.get("samples")) or not isinstance(manifest.get("index_sha256"), str):
+        raise DataError(f"{where}: expected samples and index_sha256; pack again")
+    return dict(manifest)
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _countable(row: object) -> bool:
+    return isinstance(row, dict) and _count(row.get("samples"))
+
+
+def _described(row: Mapping[str, Any]) -> bool:
+    return _count(row.get("bytes")) and DIGEST.fullmatch(str(row.get("sha256"))) is not None
 
 
 class Shards:
-    """The shards of a folder, read by byte range; the latest ones stay open.
+    """The shards of a folder, read by byte range; the latest local ones stay open.
 
-    Reads carry their own position, so forked loader processes may share the descriptors.
+    Local reads carry their own position, so forked loader processes may share the descriptors.
+    Nothing of a remote file system is kept: fsspec makes a new one in each process.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: ShardFolder | Path | str) -> None:
+        self.folder = shard_folder(folder)
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def read(self, entry: Entry) -> dict[str, Any]:
@@ -119,26 +239,33 @@ class Shards:
         Raises:
             DataError: a missing shard, or bytes that differ from the index.
         """
-        path = self.folder / entry.shard
-        try:
-            span = os.pread(self._descriptor(entry.shard), entry.size, entry.offset)
-        except OSError as error:
-            raise DataError(
-                f"{path}, sample {entry.key}: {error.strerror}; the index lists it, pack again"
-            ) from error
+        url = self.folder.at(entry.shard)
+        where = f"{url}, sample {entry.key}"
+        span = self._span(entry, where)
         if hashlib.sha256(span).hexdigest() != entry.sha256:
             raise DataError(
-                f"{path}, sample {entry.key}: {len(span)} bytes at {entry.offset} do not match the "
-                "index's checksum; the shard is damaged, pack again"
+                f"{where}: {len(span)} bytes at {entry.offset} do not match the index's checksum; "
+                "the shard is damaged, pack again"
             )
-        names = {"__key__": entry.key, "__url__": str(path)}
-        return names | _members(span, f"{path}, sample {entry.key}")
+        names = {"__key__": entry.key, "__url__": url}
+        return names | sample_members(span, key=entry.key, where=where)
+
+    def _span(self, entry: Entry, where: str) -> bytes:
+        if self.folder.local is None:
+            try:
+                return self.folder.read_range(entry.shard, entry.offset, entry.size)
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from error
+        try:
+            return os.pread(self._descriptor(entry.shard), entry.size, entry.offset)
+        except OSError as error:
+            raise DataError(f"{where}: {error.strerror}; the index lists it, pack again") from error
 
     def _descriptor(self, shard: str) -> int:
         if shard not in self._open:
             if len(self._open) == OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[shard] = os.open(self.folder / shard, os.O_RDONLY)
+            self._open[shard] = os.open(self.folder.at(shard), os.O_RDONLY)
         self._open.move_to_end(shard)
         return self._open[shard]
 
@@ -152,17 +279,3 @@ class Shards:
 
     def __del__(self) -> None:
         self.close()
-
-
-def _members(span: bytes, where: str) -> dict[str, bytes]:
-    """Files of a piece of a tar by name without the key: {"rgb.jpg": ...}."""
-    members: dict[str, bytes] = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                if file is not None:
-                    members[member.name.partition(".")[2]] = file.read()
-    except tarfile.TarError as error:
-        raise DataError(f"{where}: no piece of a tar ({error}); pack again") from error
-    return members

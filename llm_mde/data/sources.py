@@ -1,88 +1,124 @@
-"""From the paths a user gives to registered frames, one work item at a time.
+"""From the paths a user gives to scenes, whatever kind of source they hold."""
 
-Items are small and picklable, so that worker processes can load any of them by themselves.
-"""
-
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from llm_mde.errors import DataError
-from llm_mde.nyu.frame import Frame
-from llm_mde.nyu.kinect import RGB_CAMERA, register
-from llm_mde.nyu.raw import Pair, RawScene, Store, find_scenes, parse_pgm, parse_ppm
-from llm_mde.nyu.scenes import BAD_FRAMES, check_scene_name
+from llm_mde.errors import ConfigError, DataError
+from llm_mde.nyu.aligned import Pattern, SyncScene, pattern_scenes, sync_scenes
+from llm_mde.nyu.dumps import Store, find_stores, raw_scenes
+from llm_mde.nyu.frame import Scene
+from llm_mde.nyu.labeled import labeled_scenes, test_folders
+from llm_mde.nyu.scenes import check_scene_name
 
-# The toolbox pairs at any distance; half a second apart (15 frames) the two show different views.
-MAX_GAP_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class WorkItem:
-    """One frame to load: where it is, what it is called."""
-
-    scene: str
-    store: Store
-    pair: Pair
-    index: int
-    """Position among the synchronised frames of the scene."""
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A frame that cannot be used, the raw file that is to blame, and why."""
+class Inputs:
+    """All scenes of all sources."""
 
-    scene: str
-    file: str
-    reason: str
+    scenes: tuple[Scene, ...]
+    test_scenes: frozenset[str] | None
+    """Raw folders that hold an official test image, None without the labelled file."""
 
 
-def collect_scenes(sources: Iterable[Path]) -> list[RawScene]:
-    """All scenes of all sources, sorted by name.
+def collect(
+    sources: Sequence[Path], *, pattern: Pattern | None = None, list_file: Path | None = None
+) -> Inputs:
+    """All scenes of the sources, sorted by name.
+
+    A source is a raw scene, a folder of raw scenes or zips, a zip, `nyu_depth_v2_labeled.mat`, or a
+    folder of synchronised pairs; with `pattern`, any folder of RGB and 16-bit depth files; with
+    `list_file`, the listed pairs of a folder of synchronised ones.
 
     Raises:
+        ConfigError: a pattern that cannot be used.
         DataError: a source without scenes, a scene name that cannot be a key, a name met twice.
     """
-    scenes: dict[str, RawScene] = {}
-    for source in sources:
-        for scene in find_scenes(source):
-            check_scene_name(scene.name)
-            if scene.name in scenes:
-                first, second = scenes[scene.name].store.label(""), scene.store.label("")
-                raise DataError(
-                    f"scene {scene.name}: found twice, in {first} and in {second}; give one of them"
-                )
-            scenes[scene.name] = scene
-    return [scenes[name] for name in sorted(scenes)]
+    scenes: list[Scene] = []
+    raw: list[tuple[str, Store]] = []
+    test_scenes: frozenset[str] | None = None
+    for source in (path.absolute() for path in sources):  # workers may have another folder
+        if pattern is not None:
+            scenes += pattern_scenes(source, pattern)
+        elif list_file is not None:
+            scenes += sync_scenes(source, list_file)
+        elif source.suffix == ".mat":
+            scenes += labeled_scenes(source)
+            test_scenes = (test_scenes or frozenset()) | test_folders(source)
+        elif stores := find_stores(source):
+            raw += stores
+        else:
+            scenes += _ready_made(source)
+    scenes += raw_scenes(raw)
+    return Inputs(tuple(_checked(scenes)), test_scenes)
 
 
-def work_items(scene: RawScene, *, stride: int = 1) -> list[WorkItem]:
-    """Every `stride`-th synchronised frame of a scene; indices count all of them."""
-    return [
-        WorkItem(scene.name, scene.store, pair, index)
-        for index, pair in enumerate(scene.pairs())
-        if index % stride == 0
-    ]
-
-
-def load_frame(item: WorkItem) -> Frame | Skipped:
-    """Read, check and register one frame; what is wrong with it comes back as a value."""
-    pair = item.pair
-    if pair.depth in BAD_FRAMES:
-        return Skipped(item.scene, pair.depth, "known bad frame of NYU Depth V2")
-    if pair.gap_s > MAX_GAP_S:
-        reason = (
-            f"unpaired: the nearest rgb is {pair.gap_s:.2f} s away, expected {MAX_GAP_S} or less"
-        )
-        return Skipped(item.scene, pair.depth, reason)
-    at = pair.depth
+def _ready_made(source: Path) -> list[SyncScene]:
+    """Synchronised pairs, the last kind of source that a folder may hold."""
     try:
-        disparity = parse_pgm(item.store.read(at), name=at)
-        at = pair.rgb
-        rgb = parse_ppm(item.store.read(at), name=at)
+        return sync_scenes(source)
     except DataError as error:
-        return Skipped(item.scene, at, str(error).removeprefix(f"{at}: "))
-    rgb, depth_mm = register(rgb, disparity)
-    if not depth_mm.any():
-        return Skipped(item.scene, pair.depth, "no pixel has a reading")
-    return Frame(rgb, depth_mm, item.scene, item.index, pair.time_s, K=RGB_CAMERA.matrix())
+        raise DataError(
+            f"{source}: no raw scene (d-*.pgm, r-*.ppm, their zips) and no synchronised pairs "
+            "(rgb_*.jpg, sync_depth_*.png) found, up to two folders down; give --rgb and --depth "
+            "patterns for other names"
+        ) from error
+
+
+def _checked(scenes: list[Scene]) -> list[Scene]:
+    """The scenes by name, which no two of them share: keys are made of it."""
+    seen: dict[tuple[str, str | None], Scene] = {}
+    for scene in scenes:
+        check_scene_name(scene.name)
+        other = seen.setdefault((scene.name, scene.part), scene)
+        if other is not scene:
+            raise DataError(
+                f"scene {scene.name}: found twice, in a {other.source} and in a {scene.source} "
+                "source; give one of them"
+            )
+    return sorted(scenes, key=lambda scene: (scene.name, scene.source, scene.part or ""))
+
+
+def describe_pattern(
+    rgb: str | None,
+    depth: str | None,
+    *,
+    depth_scale: float,
+    invalid: str,
+    intrinsics: str | None,
+) -> Pattern | None:
+    """The pattern that words of a command line describe, None without any.
+
+    Raises:
+        ConfigError: half a description, or a word that is no number.
+    """
+    if rgb is None and depth is None:
+        if intrinsics is not None:
+            raise ConfigError("--intrinsics: describes files of --rgb and --depth; give these too")
+        return None
+    if rgb is None or depth is None:
+        raise ConfigError("--rgb and --depth: expected both or neither, as 'frame-{index}.png'")
+    K = None
+    if intrinsics is not None:
+        fx, fy, cx, cy = _numbers("--intrinsics", intrinsics, float, count=4)
+        K = ((fx, 0.0, cx), (0.0, fy, cy), (0.0, 0.0, 1.0))
+    return Pattern(
+        rgb, depth, depth_scale=depth_scale, invalid=_numbers("--invalid", invalid, int), K=K
+    )
+
+
+def _numbers(
+    name: str, text: str, kind: Callable[[str], Number], count: int | None = None
+) -> tuple[Number, ...]:
+    try:
+        numbers = tuple(kind(word) for word in text.split(",") if word.strip())
+    except ValueError:
+        numbers = ()
+        count = count or 1
+    if count is not None and len(numbers) != count:
+        expected = f"{count} numbers" if count > 1 else "whole numbers"
+        raise ConfigError(f"{name}: expected {expected} with commas, got {text!r}")
+    return numbers

@@ -29,19 +29,25 @@ RESIZES = ("bilinear", "bicubic")  # what torch antialiases
 
 
 def decode(
-    shards: Shards, entry: Entry, *, draft: tuple[int, int] | None = None
+    shards: Shards,
+    entry: Entry,
+    *,
+    draft: tuple[int, int] | None = None,
+    filled: bool = False,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
     """One sample's rgb (H, W, 3), at a scale no smaller than `draft`, and depth (H, W) in mm.
+
+    filled: the depth without holes that the sample carries, instead of the readings.
 
     Raises:
         DataError: names shard, sample and cause.
     """
     sample = shards.read(entry)
     try:
-        decoded = record.decode(sample, draft=draft)
+        decoded = record.decode(sample, draft=draft, filled=filled)
     except DataError as error:
         raise DataError(f"{sample['__url__']}, {error}") from error
-    return decoded.rgb, decoded.depth_mm
+    return decoded.rgb, decoded.depth_mm if decoded.filled_mm is None else decoded.filled_mm
 
 
 def resize_image(
@@ -131,10 +137,17 @@ class Prepare:
     """Stage: entries to resized, augmented micro-batches; `cache` keeps resized samples."""
 
     def __init__(
-        self, index: Index, shape: Shape, *, augmentation: AugmentConfig, seed: int, cache: bool
+        self,
+        index: Index,
+        shape: Shape,
+        *,
+        augmentation: AugmentConfig,
+        seed: int,
+        cache: bool,
+        filled: bool,
     ) -> None:
         self.shards = Shards(index.folder)
-        self.shape, self.augmentation, self.seed = shape, augmentation, seed
+        self.shape, self.augmentation, self.seed, self.filled = shape, augmentation, seed, filled
         self.cache: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint16]]] | None = (
             {} if cache else None
         )
@@ -144,7 +157,8 @@ class Prepare:
             return self.cache[entry.key]
         size, interpolation = self.shape.size, self.shape.interpolation
         # Twice the network's size keeps the antialiasing ours; the JPEG is cheaper to decode small.
-        rgb, depth_mm = decode(self.shards, entry, draft=(2 * size[0], 2 * size[1]))
+        draft = (2 * size[0], 2 * size[1])
+        rgb, depth_mm = decode(self.shards, entry, draft=draft, filled=self.filled)
         pair = resize_image(rgb, size, interpolation), resize_nearest(depth_mm, size)
         if self.cache is not None:
             self.cache[entry.key] = pair
@@ -246,14 +260,20 @@ def training_batches(
     augmentation: AugmentConfig,
     workers: int = 0,
     cache: bool = False,
+    filled: bool = False,
     epoch: int = 0,
     start: int = 0,
 ) -> Iterable[Batch]:
-    """Endless micro-batches of one rank in the plan's order, from batch `start` of `epoch` on."""
+    """Endless micro-batches of one rank in the plan's order, from batch `start` of `epoch` on.
+
+    filled: train on the depth without holes; evaluation and baselines always take the readings.
+    """
     plan.check_ranks(part.ranks)
     return Batches(
         Planned(index, plan, part=part, epoch=epoch, start=start),
-        Prepare(index, shape, augmentation=augmentation, seed=plan.seed, cache=cache),
+        Prepare(
+            index, shape, augmentation=augmentation, seed=plan.seed, cache=cache, filled=filled
+        ),
         workers=workers,
     )
 

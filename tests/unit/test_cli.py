@@ -18,7 +18,7 @@ from tests.support.rawscene import write_scene
 from tests.support.run import write_run
 from tests.support.shards import write_shards
 
-COMMANDS = ("synth", "pack", "train", "eval", "predict", "sweep", "demo")
+COMMANDS = ("synth", "pack", "verify", "inspect", "train", "eval", "predict", "sweep", "demo")
 HEAVY = ("torch", "deepspeed", "ray", "mlflow", "transformers", "timm", "peft", "numpy")
 
 
@@ -89,7 +89,7 @@ def test_help_of_a_command_has_an_example_that_parses(command: str, capsys) -> N
     ("command", "shown"),
     [
         ("synth", ["[default: 20;", "[default: (one a core)", "0 to 1", "640x480 pixels"]),
-        ("pack", ["[default: auto]", "[default: 256;", "16-bit depth, mm"]),
+        ("pack", ["[default: auto]", "[default: 256;", "Lossless 16-bit depth"]),
         ("train", ["[default: launch/ds/zero2.json]", "[default: auto]", "--ds_config"]),
         ("eval", ["[default: test]", "[default: 8;", "metres"]),
         ("predict", ["millimetres", "[required]"]),
@@ -188,7 +188,7 @@ def test_pack_refuses_what_is_no_scene(mistake, tmp_path) -> None:
     scene = write_scene(tmp_path / "raw", "office_0001")
     for path in scene.glob("r-*.ppm"):
         path.unlink()
-    assert "no r-*.ppm found" in mistake("pack", scene, "--out", out)
+    assert "no frame with both RGB and depth in 1 scenes" in mistake("pack", scene, "--out", out)
     assert not out.exists()
 
 

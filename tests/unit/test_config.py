@@ -168,7 +168,8 @@ def test_paths_are_absolute_wherever_they_come_from(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert Config().run_dir == tmp_path / "runs" / "reference"
     assert Config() == load()
-    assert load(sets=["data.shards=a/b"]).data.shards == tmp_path / "a" / "b"
+    assert load(sets=["data.shards=a/b"]).data.shards == str(tmp_path / "a" / "b")
+    assert load(sets=["data.shards=s3://a/b"]).data.shards == "s3://a/b"
 
 
 def test_flat_and_paths_name_the_same_leaves():

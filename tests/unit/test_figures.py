@@ -10,6 +10,7 @@ from llm_mde.figures import (
     Sample,
     colour_depth,
     depth_figure,
+    depth_panels,
     depth_range,
     learning_curve,
     sample_sheet,
@@ -90,3 +91,19 @@ def test_learning_curve_draws_what_the_record_has(tmp_path: Path) -> None:
     rows.append(json.loads(json.dumps(validation)))
     assert is_png(learning_curve(rows, tmp_path / "curve.png"))
     assert is_png(learning_curve(rows[:5], tmp_path / "short.png"))
+
+
+def test_panels_show_image_and_depths_with_holes_in_grey(tmp_path: Path) -> None:
+    image = np.full((24, 32, 3), (10, 200, 90), np.uint8)
+    holes = ramp()
+    holes[:12] = 0
+    title = "office_0001-000003 (cost: $5_$)"
+    path = depth_panels(image, {"depth": holes, "filled": ramp()}, tmp_path / "a.png", title=title)
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture)[..., :3].astype(int)
+    thirds = np.array_split(pixels, 3, axis=1)
+    share = [(abs(part - GREY).max(axis=-1) <= 2).mean() for part in thirds]
+    assert share[1] > 0.2 and max(share[0], share[2]) < 0.05
+    assert ((abs(thirds[0] - (10, 200, 90)).max(axis=-1) <= 2).mean()) > 0.4
+    empty = depth_panels(image, {"depth": np.zeros((24, 32))}, tmp_path / "b.png")
+    assert is_png(empty)

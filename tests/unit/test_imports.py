@@ -11,16 +11,21 @@ ROOT = Path(llm_mde.__file__).parent
 # Who may import whom: only names further up, and inside a room only names to the left.
 ROOMS = (
     ("", "errors config recipes launcher dist progress figures"),
-    ("nyu.", "frame raw kinect fill scenes labeled"),
+    ("nyu.", "frame raw compiled kinect dissection fill scenes labeled pattern aligned dumps"),
     ("nyu.rooms.", "paint solids decor furniture fittings design raycast views sensor"),
     ("nyu.", "synth"),
-    ("data.", "record sources pack verify plan index augment stream"),
+    (
+        "data.",
+        "folder record members index sources shard lists layout workers estimate merge report pack "
+        "scan verify show plan augment stream",
+    ),
     ("model.", "vit language prompt prototypes reprogram lora head depth_model"),
     ("scoring.", "losses metrics protocols baselines evaluate"),
     ("tracking.", "tracker mlflow compare"),
     ("training.", "engine checkpoint meter loop folder train preflight"),
     ("inference.", "adapter predict score export"),
     ("studies.", "process demo space sweep experiments report"),
+    ("commands.", "options shards models studies"),
     ("", "cli __main__"),
 )
 ORDER = [room + name for room, names in ROOMS for name in names.split()]
@@ -31,10 +36,15 @@ HOMES = {
     "webdataset": {"data.stream"},
     "deepspeed": {"training.engine", "training.checkpoint"},
     "mlflow": {"tracking.mlflow"},
-    "ray": {"studies.sweep", "data.pack"},
+    "h5py": {"nyu.labeled"},
+    "numba": {"nyu.compiled"},
+    "threadpoolctl": {"data.workers"},
+    "pcodec": {"data.record"},
+    "ray": {"studies.sweep", "data.workers"},
     "torch.distributed": {"dist"},
     "rich": {"progress"},
-    "typer": {"cli"},
+    "fsspec": {"data.folder"},
+    "typer": {"cli", "commands.options", "commands.shards", "commands.models", "commands.studies"},
     "matplotlib": {"figures"},
 }
 HEAVY = ("torch", "deepspeed", "ray", "mlflow", "transformers", "timm", "matplotlib", "webdataset")

@@ -1,28 +1,35 @@
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
+from PIL import Image
 
-from llm_mde.data import pack as pack_module
 from llm_mde.data import record
+from llm_mde.data.folder import ShardFolder
+from llm_mde.data.layout import PackSettings, lay_out
 from llm_mde.data.pack import pack
-from llm_mde.data.sources import MAX_GAP_S, Skipped
+from llm_mde.data.sources import collect
 from llm_mde.errors import ConfigError, DataError
+from llm_mde.nyu.aligned import Pattern
 from tests.support.rawscene import (
     disparity_image,
     pgm_bytes,
-    ppm_bytes,
     raw_names,
-    rgb_image,
     write_scene,
     zip_scenes,
 )
 
 SCENES = {"den_0001a": 2, "den_0001b": 1, "hall_0002": 1, "attic_0003": 2}
+PAIRS = PackSettings(shard_size=2)
+TINY = Pattern("{scene}/rgb_{index}.png", "{scene}/depth_{index}.png")
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +43,35 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("packed") / "shards"
-    report = pack([source], out=out, jobs=1, shard_size=2)
+    report = pack([source], out=out, jobs=1, settings=PAIRS)
     return out, report
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Four scenes of five ready-made pairs of 24x32 pixels: quick to pack."""
+    root = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    for scene in ("den_1", "den_2", "hall_3", "attic_4"):
+        (root / scene).mkdir()
+        for index in range(5):
+            rgb = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+            depth = rng.integers(500, 5000, (24, 32)).astype(np.uint16)
+            Image.fromarray(rgb).save(root / scene / f"rgb_{index}.png")
+            Image.fromarray(depth).save(root / scene / f"depth_{index}.png")
+    return root
+
+
+def pack_tiny(tiny: Path, out: Path | str, **words):
+    return pack([tiny], out=out, pattern=TINY, settings=PAIRS, **{"jobs": 1} | words)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
+    """All files but the report, which tells the speed of its run."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.stem != "report"
     }
 
 
@@ -52,15 +79,36 @@ def index_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
 
 
+def files_of(folder: Path) -> dict[str, dict]:
+    rows = map(json.loads, (folder / "files.jsonl").read_text().splitlines())
+    return {f"{row['scene']}/{row['file']}": row for row in rows}
+
+
 def test_report_and_manifest_count_every_frame(packed):
     out, report = packed
     manifest = json.loads((out / "pack.json").read_text())
     assert sum(report.counts.values()) == sum(SCENES.values()) == manifest["samples"]
-    assert {name: entry["samples"] for name, entry in manifest["scenes"].items()} == SCENES
-    assert manifest["format_version"] == 1 and manifest["skipped"] == []
+    assert {row["name"]: row["samples"] for row in manifest["scenes"]} == SCENES
+    assert manifest["format_version"] == 2
+    assert report.verdicts == manifest["verdicts"] == {"ok": 18}
     index = (out / "index.jsonl").read_bytes()
     assert manifest["index_sha256"] == hashlib.sha256(index).hexdigest()
+    for name, shard in manifest["shards"].items():
+        assert shard["bytes"] == (out / name).stat().st_size
+        assert shard["sha256"] == hashlib.sha256((out / name).read_bytes()).hexdigest()
     assert report.lines()[0].startswith(f"packed 6 samples into {out}: train ")
+    assert not (out / "unfinished").exists()
+
+
+def test_every_input_file_has_a_line_with_its_size_and_verdict(packed, source):
+    rows = files_of(packed[0])
+    on_disk = {
+        path.relative_to(source).as_posix(): path.stat().st_size
+        for path in source.rglob("*.*")
+        if path.name != "INDEX.txt"
+    }
+    assert {name: row["bytes"] for name, row in rows.items()} == on_disk
+    assert {row["verdict"] for row in rows.values()} == {"ok"}
 
 
 def test_index_points_at_each_sample_and_its_hash(packed):
@@ -114,115 +162,266 @@ def test_stock_webdataset_reads_what_the_index_lists(packed):
 def test_same_input_gives_same_bytes(packed, source, tmp_path, how):
     if how == "zip":
         source = zip_scenes(source, tmp_path / "part.zip")
-    jobs = 2 if how == "two jobs" else 1
-    pack([source], out=tmp_path / "shards", jobs=jobs, shard_size=2)
+    pack([source], out=tmp_path / "shards", jobs=2 if how == "two jobs" else 1, settings=PAIRS)
     assert contents(tmp_path / "shards") == contents(packed[0])
 
 
 def test_packing_into_a_finished_pack_changes_nothing(packed, source):
     out, before = packed[0], contents(packed[0])
-    report = pack([source], out=out, jobs=1, shard_size=2)
+    report = pack([source], out=out, jobs=1, settings=PAIRS)
     assert report.already_packed and report.counts == packed[1].counts
     assert contents(out) == before
     with pytest.raises(DataError, match="holds a pack with shard_size 2, asked for 3"):
-        pack([source], out=out, jobs=1, shard_size=3)
+        pack([source], out=out, jobs=1, settings=PackSettings(shard_size=3))
 
 
 def test_another_input_is_not_taken_for_already_packed(packed, source):
-    with pytest.raises(DataError, match="holds a pack with input_sha256"):
-        pack([source / "hall_0002"], out=packed[0], jobs=1, shard_size=2)
+    with pytest.raises(DataError, match="holds a pack with other input files"):
+        pack([source / "hall_0002"], out=packed[0], jobs=1, settings=PAIRS)
 
 
-def test_bad_frames_are_skipped_and_named(tmp_path):
-    scene = write_scene(tmp_path / "raw", "den_0001", frames=5)
+def test_a_mended_file_is_another_input(tmp_path):
+    scene = write_scene(tmp_path / "raw", "den_0001", frames=2)
+    whole = (scene / raw_names(1)[0]).read_bytes()
+    (scene / raw_names(1)[0]).write_bytes(whole[:1000])
+    pack([scene], out=tmp_path / "out", jobs=1, max_lost=1)
+    (scene / raw_names(1)[0]).write_bytes(whole)
+    with pytest.raises(DataError, match="holds a pack with other input files"):
+        pack([scene], out=tmp_path / "out", jobs=1)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    """Five frames, four of them damaged in four ways, and an RGB image that nothing needs."""
+    scene = write_scene(tmp_path_factory.mktemp("damaged"), "den_0001", frames=5)
     (scene / raw_names(1)[0]).write_bytes(pgm_bytes(disparity_image(0))[:1000])
     (scene / raw_names(2)[1]).write_bytes(b"")
     (scene / raw_names(3)[0]).write_bytes(pgm_bytes(np.full((480, 640), 2047)))
     (scene / raw_names(900)[0]).write_bytes(pgm_bytes(disparity_image(0)))
-    report = pack([scene], out=tmp_path / "out", jobs=1)
-    reasons = {skipped.file: skipped.reason for skipped in report.skipped}
-    assert "got 1000 (truncated)" in reasons.pop(raw_names(1)[0])
-    assert "got 0 (truncated)" in reasons.pop(raw_names(2)[1])
-    assert reasons.pop(raw_names(3)[0]) == "no pixel has a reading"
-    assert reasons.pop(raw_names(900)[0]).startswith("unpaired: the nearest rgb is 29.86 s away")
-    assert not reasons
+    (scene / raw_names(3)[1].replace("r-", "r-1")).write_bytes(b"far away")
+    return scene
+
+
+def test_bad_frames_are_skipped_and_every_file_has_its_verdict(damaged, tmp_path):
+    report = pack([damaged], out=tmp_path / "out", jobs=1, max_lost=1)
     keys = [entry["key"] for entry in index_of(tmp_path / "out")]
     assert keys == ["den_0001-000000", "den_0001-000004"]  # indices count the skipped frames
-    manifest = json.loads((tmp_path / "out" / "pack.json").read_text())
-    assert [Skipped(**entry) for entry in manifest["skipped"]] == list(report.skipped)
-    assert report.lines()[0].endswith("; skipped 4") and len(report.lines()) == 5
+    rows = files_of(tmp_path / "out")
+    verdicts = {
+        name.removeprefix("den_0001/"): (row["verdict"], row["reason"])
+        for name, row in rows.items()
+        if row["verdict"] != "ok"
+    }
+    verdict, reason = verdicts.pop(raw_names(1)[0])
+    assert verdict == "truncated" and "got 1000 (truncated)" in reason
+    assert verdicts.pop(raw_names(2)[1])[0] == "empty"
+    assert verdicts.pop(raw_names(3)[0]) == ("empty", "no pixel has a reading")
+    verdict, reason = verdicts.pop(raw_names(900)[0])
+    assert verdict == "unpaired" and reason.startswith("depth and rgb are ")
+    assert {verdict for verdict, _ in verdicts.values()} == {"unpaired"}
+    assert len(rows) == 17 and sum(report.verdicts.values()) == 17
+    assert any(
+        line.startswith(f"skipped den_0001/{raw_names(1)[0]}: truncated: ")
+        for line in report.lines()
+    )
 
 
-def test_the_known_bad_frame_is_left_out(tmp_path):
-    scene = write_scene(tmp_path, "den_0001", frames=1)
-    (scene / "d-1315166703.129542-2466101449.pgm").write_bytes(pgm_bytes(disparity_image(0)))
-    (scene / "r-1315166703.129542-2466101449.ppm").write_bytes(ppm_bytes(rgb_image(0)))
-    report = pack([scene], out=tmp_path / "out", jobs=1)
-    assert [s.reason for s in report.skipped] == ["known bad frame of NYU Depth V2"]
-    assert sum(report.counts.values()) == 1 and MAX_GAP_S > 0
+def test_a_damaged_file_ends_the_run_where_that_is_asked_for(damaged, tmp_path):
+    with pytest.raises(DataError, match=rf"{raw_names(1)[0]}: truncated: .*--on-corrupt skip"):
+        pack([damaged], out=tmp_path / "out", jobs=1, on_corrupt="raise")
+    assert not (tmp_path / "out" / "pack.json").exists()
+
+
+def test_too_many_lost_frames_end_the_run_and_a_higher_cap_continues(damaged, tmp_path):
+    with pytest.raises(DataError, match=r"4 of 6 frames cannot be used, more than .* 0\.5 that"):
+        pack([damaged], out=tmp_path / "out", jobs=1, max_lost=0.5)
+    assert not (tmp_path / "out" / "pack.json").exists()
+    shard = tmp_path / "out" / "train-000000.tar"
+    before = shard.stat().st_mtime_ns
+    report = pack([damaged], out=tmp_path / "out", jobs=1, max_lost=0.7)
+    assert sum(report.counts.values()) == 2 and shard.stat().st_mtime_ns == before
 
 
 def test_stride_keeps_every_nth_frame_under_its_own_index(tmp_path):
     scene = write_scene(tmp_path, "den_0001", frames=5)
-    pack([scene], out=tmp_path / "out", jobs=1, stride=2)
+    pack([scene], out=tmp_path / "out", jobs=1, settings=PackSettings(stride=2))
     keys = [entry["key"][-6:] for entry in index_of(tmp_path / "out")]
     assert keys == ["000000", "000002", "000004"]
+    verdicts = Counter(row["verdict"] for row in files_of(tmp_path / "out").values())
+    assert verdicts == {"ok": 9, "excluded": 6}
+
+
+def test_the_sampled_set_leaves_out_the_known_bad_frame_and_moves_no_other(tmp_path):
+    scene = write_scene(tmp_path, "den_0001", frames=14)
+    bad = "d-1315166703.129542-2466101449.pgm"  # sorts behind the others: the 15th, picked by 7
+    (scene / bad).write_bytes(pgm_bytes(disparity_image(0)))
+    report = pack([scene], out=tmp_path / "out", jobs=1, settings=PackSettings(stride=7))
+    assert [entry["key"][-6:] for entry in index_of(tmp_path / "out")] == ["000000", "000007"]
+    row = files_of(tmp_path / "out")[f"den_0001/{bad}"]
+    assert (row["verdict"], row["reason"]) == ("excluded", "known bad frame of NYU Depth V2")
+    assert sum(report.counts.values()) == 2  # and it does not count as lost
 
 
 def test_official_heldout_scenes_never_reach_train_shards(tmp_path):
     for name in ("bookstore_0001a", "bookstore_0001d", "kitchen_0003"):
         write_scene(tmp_path / "raw", name, frames=1)
     report = pack([tmp_path / "raw"], out=tmp_path / "out", jobs=1)
-    shards = {entry["key"]: entry["shard"].split("-")[0] for entry in index_of(tmp_path / "out")}
-    assert shards.pop("bookstore_0001a-000000") == "heldout"
-    assert sorted(shards.values()) == ["train", "val"]
     assert report.counts == {"train": 1, "val": 1, "test": 0, "heldout": 1}
+    heldout = (tmp_path / "out" / "splits" / "heldout.txt").read_text().split()
+    assert heldout == ["bookstore_0001a-000000"]
 
 
-def test_progress_counts_up_to_all_frames(tmp_path):
-    scene, seen = write_scene(tmp_path, "den_0001", frames=2), []
-    pack([scene], out=tmp_path / "out", jobs=1, progress=lambda *at: seen.append(at))
-    assert seen == [(1, 2), (2, 2)]
+def test_named_lists_are_written_beside_the_splits(tmp_path):
+    for number in range(1, 7):
+        write_scene(tmp_path / "raw", f"bedroom_900{number}", frames=1, seed=number)
+    pack([tmp_path / "raw"], out=tmp_path / "out", jobs=1)
+    train = (tmp_path / "out" / "splits" / "train.txt").read_text()
+    assert (tmp_path / "out" / "splits" / "few-shot-1.txt").read_text() == train
+    assert (tmp_path / "out" / "splits" / "zero-shot-train.txt").read_text() == train
+    lists = json.loads((tmp_path / "out" / "pack.json").read_text())["lists"]
+    assert lists["zero-shot-kitchen"]["samples"] == 0
+    assert not (tmp_path / "out" / "splits" / "zero-shot-kitchen.txt").exists()
 
 
-def test_no_usable_frame_is_an_error_and_leaves_nothing(tmp_path):
+def test_filled_depth_is_added_beside_the_readings(tmp_path):
+    scene = write_scene(tmp_path, "den_0001", frames=1)
+    pack([scene], out=tmp_path / "out", jobs=1, settings=PackSettings(fill=True))
+    (entry,) = index_of(tmp_path / "out")
+    with tarfile.open(tmp_path / "out" / entry["shard"]) as tar:
+        members = {m.name.partition(".")[2]: tar.extractfile(m).read() for m in tar}
+    sample = record.decode(members | {"__key__": entry["key"]}, filled=True)
+    assert (sample.depth_mm == 0).mean() > 0.01 and sample.filled_mm.min() > 0
+    known = sample.depth_mm > 0
+    apart = np.abs(sample.filled_mm[known].astype(int) - sample.depth_mm[known])
+    assert np.median(apart) < 20  # known pixels move a little, as in the reference
+
+
+def test_nothing_usable_is_an_error(tmp_path):
     scene = write_scene(tmp_path / "raw", "den_0001", frames=1)
-    next(scene.glob("d-*")).write_bytes(b"")
-    with pytest.raises(DataError, match=r"none of 1 frames is usable; the first, den_0001/d-13"):
-        pack([scene], out=tmp_path / "out", jobs=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+    (scene / raw_names(0)[0]).write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of 1 frames is usable; one of them, den_0001/d-.*"):
+        pack([scene], out=tmp_path / "out", jobs=1, max_lost=1)
 
 
-def test_a_crash_leaves_nothing_and_the_next_run_packs(tmp_path, monkeypatch):
-    scene = write_scene(tmp_path / "raw", "den_0001", frames=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(pack_module, "load_frame", lambda item: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            pack([scene], out=tmp_path / "out", jobs=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
-    (tmp_path / "out.tmp").mkdir()
-    (tmp_path / "out.tmp" / "pack.partial").touch()  # what a killed run leaves
-    assert sum(pack([scene], out=tmp_path / "out", jobs=1).counts.values()) == 1
-    assert not (tmp_path / "out.tmp").exists()
+def test_a_scene_without_rgb_costs_that_scene_only(tmp_path):
+    whole, half = (write_scene(tmp_path / "raw", f"den_000{n}", frames=1) for n in (1, 2))
+    (half / raw_names(0)[1]).unlink()
+    report = pack([tmp_path / "raw"], out=tmp_path / "out", jobs=1)
+    assert sum(report.counts.values()) == 1
+    row = files_of(tmp_path / "out")[f"den_0002/{raw_names(0)[0]}"]
+    assert (row["verdict"], row["reason"]) == ("unpaired", "no frame uses it")
+    (whole / raw_names(0)[1]).unlink()
+    with pytest.raises(DataError, match="no frame with both RGB and depth in 2 scenes; den"):
+        pack([tmp_path / "raw"], out=tmp_path / "none", jobs=1)
 
 
-def test_folders_of_others_are_never_touched(tmp_path):
-    scene = write_scene(tmp_path / "raw", "den_0001", frames=1)
-    for name, message in (("out", "exists and is no pack"), ("new.tmp", "is no unfinished pack")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "diary.txt").write_text("mine")
-        with pytest.raises(DataError, match=message):
-            pack([scene], out=tmp_path / name.removesuffix(".tmp"), jobs=1)
-        assert (tmp_path / name / "diary.txt").read_text() == "mine"
+def test_folders_of_others_are_never_touched(tmp_path, tiny):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "diary.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"exists and is no pack \(it holds diary\.txt\)"):
+        pack_tiny(tiny, tmp_path / "out")
+    assert contents(tmp_path / "out") == {"diary.txt": b"mine"}
 
 
-def test_a_scene_given_twice_is_an_error(source):
-    with pytest.raises(DataError, match="scene hall_0002: found twice, in .*; give one of them"):
-        pack([source, source / "hall_0002"], out=source / "out", jobs=1)
+def test_two_processes_never_pack_into_one_folder(tmp_path, tiny):
+    (tmp_path / "out" / "unfinished").mkdir(parents=True)
+    plan = lay_out(collect([tiny], pattern=TINY), PAIRS).settings
+    (tmp_path / "out" / "unfinished" / "plan.json").write_text(json.dumps(plan))
+    with (
+        FileLock(tmp_path / "out" / "unfinished" / "lock"),
+        pytest.raises(DataError, match="another process is packing into it"),
+    ):
+        pack_tiny(tiny, tmp_path / "out")
 
 
-@pytest.mark.parametrize("setting", [{"jobs": 0}, {"shard_size": 0}, {"stride": -1}])
-def test_settings_out_of_range_are_refused(source, tmp_path, setting):
+class Killed(BaseException):
+    """What a kill looks like from inside: no handler runs."""
+
+
+@pytest.mark.parametrize("moment", ["before a file has its name", "after a file has its name"])
+def test_stopped_at_any_file_it_continues_to_the_same_bytes(tmp_path, tiny, monkeypatch, moment):
+    """Stops at the first, second, third ... file written, each run continuing the one before."""
+    pack_tiny(tiny, tmp_path / "whole")
+    replace, rename, stops, finished = Path.replace, [], 0, {}
+
+    def stop(path: Path, target: Path) -> Path:
+        rename.append(target)
+        if len(rename) == stops + 1 and moment.startswith("before"):
+            raise Killed
+        done = replace(path, target)
+        if len(rename) == stops + 1:
+            raise Killed
+        return done
+
+    monkeypatch.setattr(Path, "replace", stop)
+    out = tmp_path / "out"
+    while not (out / "pack.json").exists():
+        rename.clear()
+        try:
+            pack_tiny(tiny, out)
+        except Killed:
+            stops += 1
+        notes = {path.stem for path in (out / "unfinished").glob("*.tar.json")}
+        for name in notes:
+            when = (out / name).stat().st_mtime_ns
+            assert finished.setdefault(name, when) == when, f"{name} was written again"
+        assert stops < 60
+    monkeypatch.undo()
+    pack_tiny(tiny, out)
+    assert contents(out) == contents(tmp_path / "whole")
+    assert stops >= 10
+
+
+def test_a_full_disk_is_said_and_the_same_command_continues(tmp_path, tiny):
+    """A limit on the size of files stands for the full disk: the same error on writing."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000));"
+        "from llm_mde.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["pack", str(tiny), "--rgb", TINY.rgb, "--depth", TINY.depth, "--shard-size", "2"]
+    words += ["--jobs", "1", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "train-000000.tar: cannot be written" in done.stderr and "Traceback" not in done.stderr
+    assert "the same command continues" in done.stderr
+    assert [path.name for path in (tmp_path / "out").glob("*.tar")] == []
+    pack_tiny(tiny, tmp_path / "out")
+    pack_tiny(tiny, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_an_object_store_holds_the_same_files(tmp_path, tiny):
+    pack_tiny(tiny, tmp_path / "local")
+    url = f"memory://bucket-{os.getpid()}/nyu"
+    assert not pack_tiny(tiny, url, jobs=2).already_packed
+    stored = ShardFolder(url)
+    names = [name for name in stored.names() if not name.startswith("report")]
+    assert {name: stored.read(name) for name in names} == contents(tmp_path / "local")
+    assert pack_tiny(tiny, url).already_packed
+
+
+@pytest.mark.parametrize("url", ["ftp://host/nyu", "simplecache::s3://bucket/nyu", "github://a/b"])
+def test_other_schemes_are_refused(tiny, url):
+    with pytest.raises(ConfigError, match="expected a folder or a URL with one of file://, s3://"):
+        pack_tiny(tiny, url)
+
+
+def test_a_scene_given_twice_is_an_error(source, tmp_path):
+    with pytest.raises(DataError, match="scene hall_0002: found twice, .*; give one of them"):
+        pack([source, source / "hall_0002"], out=tmp_path / "out", jobs=1)
+
+
+@pytest.mark.parametrize("setting", [{"shard_size": 0}, {"stride": -1}])
+def test_settings_out_of_range_are_refused(setting):
     ((name, value),) = setting.items()
     with pytest.raises(ConfigError, match=f"{name}: expected 1 or more, got {value}"):
-        pack([source], out=tmp_path / "out", **setting)
+        PackSettings(**setting)
+
+
+def test_jobs_and_cap_out_of_range_are_refused(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="jobs: expected 1 or more, got 0"):
+        pack_tiny(tiny, tmp_path / "out", jobs=0)
+    with pytest.raises(ConfigError, match="max_lost: expected a share from 0 to 1, got 2"):
+        pack_tiny(tiny, tmp_path / "out", max_lost=2)

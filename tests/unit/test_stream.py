@@ -1,6 +1,8 @@
+import hashlib
 import os
 import pickle
 import signal
+import uuid
 from itertools import islice
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from llm_mde.config import AugmentConfig
 from llm_mde.data import index as index_module
-from llm_mde.data import pack
+from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import Shards, open_index
 from llm_mde.data.plan import Part, Plan
 from llm_mde.data.stream import (
@@ -25,7 +27,7 @@ from llm_mde.data.stream import (
 )
 from llm_mde.errors import ConfigError, DataError
 from tests.support.rawscene import write_scene
-from tests.support.shards import frame, write_shards
+from tests.support.shards import frame, rows, write_rows, write_shards
 
 # Small machines have fewer cores than the loader processes of these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -115,6 +117,41 @@ def test_cache_changes_nothing(folder, reference):
     ):
         for batch, other in zip(mine, expected, strict=True):
             assert_same(batch, other)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_filled_depth_trains_only_where_it_is_asked_for(tmp_path, cache):
+    write_shards(tmp_path, [8], filled=True)
+    still = AugmentConfig(enabled=False)
+    raw = next(iter(batches_of(tmp_path, augmentation=still, cache=cache)))
+    filled = next(iter(batches_of(tmp_path, augmentation=still, cache=cache, filled=True)))
+    assert raw["key"] == filled["key"]
+    assert torch.equal(raw["image"], filled["image"])
+    assert filled["valid"].all() and not raw["valid"].all()
+    assert torch.equal(filled["depth"][raw["valid"]], raw["depth"][raw["valid"]])
+    index = open_index(tmp_path, "train")
+    (evaluated,) = evaluation_batches(index, SHAPE, batch=8, part=Part())
+    assert not evaluated["valid"][:, :, :4, :5].any()
+    assert not next(depths(index, max_depth=10.0))[1][:4, :5].any()
+
+
+def test_shards_without_filled_depth_say_so(folder):
+    with pytest.raises(
+        DataError, match=r"train-00000\d.tar, sample .*: there is no filled depth; "
+    ):
+        next(iter(batches_of(folder, filled=True)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream_from_a_url_is_the_same(folder, reference, workers):
+    url = f"memory://{uuid.uuid4().hex}/pack"
+    for path in folder.rglob("*"):
+        if path.is_file():
+            ShardFolder(url).write(path.relative_to(folder).as_posix(), path.read_bytes())
+    steps = global_steps(url, ranks=2, workers=workers, steps=STEPS)
+    for left, right in zip(steps, reference, strict=False):
+        for mine, expected in zip(left, right, strict=True):
+            assert_same(mine, expected)
 
 
 def test_training_sample_is_the_whole_frame_resized(folder):
@@ -256,13 +293,12 @@ def test_sample_that_does_not_decode_is_named(tmp_path):
     index = open_index(tmp_path, "train")
     path = tmp_path / "train-000000.tar"
     tar = path.read_bytes()
-    path.write_bytes(tar.replace(b"depth.png", b"depth.exr"))
+    path.write_bytes(tar.replace(b'{"scene"', b'["scene"'))
     sealed = path.read_bytes()[: index.entries[0].size]
     assert sealed != tar[: len(sealed)]
-    row = (tmp_path / "index.jsonl").read_text()
-    digest = index_module.hashlib.sha256(sealed).hexdigest()
-    (tmp_path / "index.jsonl").write_text(row.replace(index.entries[0].sha256, digest))
-    with pytest.raises(DataError, match="train-000000.tar, sample train_0001-000000: "):
+    line = rows(tmp_path)[0] | {"sha256": hashlib.sha256(sealed).hexdigest()}
+    write_rows(tmp_path, [line])
+    with pytest.raises(DataError, match="train-000000.tar, sample train_0001-000000: meta.json"):
         list(depths(open_index(tmp_path, "train"), max_depth=10.0))
 
 
@@ -303,19 +339,19 @@ def test_folder_without_index_is_no_pack(tmp_path):
         ("[]", "line 1: expected key, shard, offset, size, sha256"),
         ('{"key": "a"}', "line 1: expected key, shard, offset, size, sha256"),
         (
-            '{"key": "a", "shard": "../b", "offset": 0, "size": 1, "sha256": ""}',
-            "line 1: expected a file of this folder, got ../b",
+            '{"key": "a", "shard": "../b.tar", "offset": 0, "size": 1, "sha256": ""}',
+            "line 1: expected a tar of this folder, got '../b.tar'",
         ),
         (
-            '{"key": "a", "shard": "b", "offset": -1, "size": 1, "sha256": ""}',
+            '{"key": "a", "shard": "b.tar", "offset": -1, "size": 1, "sha256": ""}',
             "line 1: expected offset and size in bytes, 0 or more",
         ),
         (
-            '{"key": "a", "shard": "b", "offset": 0, "size": 1e15, "sha256": ""}',
+            '{"key": "a", "shard": "b.tar", "offset": 0, "size": 1e15, "sha256": ""}',
             "line 1: expected offset and size in bytes, 0 or more",
         ),
         (
-            '{"key": "a", "shard": "b", "offset": 0, "size": 10000000000000, "sha256": ""}',
+            '{"key": "a", "shard": "b.tar", "offset": 0, "size": 10000000000000, "sha256": ""}',
             "line 1: 10000000000000 bytes, expected at most",
         ),
         (
@@ -366,9 +402,12 @@ def test_shards_keep_few_files_open_and_travel_without_them(folder, monkeypatch)
 
 
 def test_packed_raw_scenes_become_batches(tmp_path):
+    from llm_mde.data import layout, pack
+
     write_scene(tmp_path / "raw", "study_9001", frames=4)
     write_scene(tmp_path / "raw", "office_9001", frames=4, seed=5)
-    pack.pack([tmp_path / "raw"], out=tmp_path / "shards", splits="scene", jobs=1)
+    settings = layout.PackSettings(splits="scene")
+    pack.pack([tmp_path / "raw"], out=tmp_path / "shards", settings=settings, jobs=1)
     splits = {path.stem: path.read_text().split() for path in tmp_path.glob("shards/splits/*")}
     (tmp_path / "shards/splits/all.txt").write_text(
         "".join(f"{key}\n" for keys in splits.values() for key in keys)

@@ -1,0 +1,201 @@
+"""A shard folder on the local disk or behind a URL: whole files in, byte ranges out.
+
+A file appears under its name only when it is complete: on disk by a rename, in an object store
+because an upload is one.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from llm_mde.errors import ConfigError, DataError
+
+SCHEMES = ("file", "s3", "gs", "hf", "memory")  # an allow-list: fsspec knows some that run code
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
+
+
+class ShardFolder:
+    """Files of one folder by name (`train-000000.tar`, `splits/train.txt`). Picklable."""
+
+    def __init__(self, url: str | Path) -> None:
+        """Name a folder; nothing is touched yet.
+
+        url: a path, or a URL of one of `SCHEMES`.
+
+        Raises:
+            ConfigError: another scheme.
+        """
+        scheme, separator, rest = str(url).partition("://")
+        self.scheme = scheme if separator else "file"
+        if self.scheme not in SCHEMES or "::" in str(url):
+            known = ", ".join(f"{name}://" for name in SCHEMES)
+            raise ConfigError(f"{url}: expected a folder or a URL with one of {known}")
+        self.local = Path(rest if separator else url).resolve() if self.scheme == "file" else None
+        self.url = str(self.local or str(url).rstrip("/"))
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ShardFolder) and self.url == other.url
+
+    def __hash__(self) -> int:
+        return hash(self.url)
+
+    def at(self, name: str) -> str:
+        """How messages name one of its files."""
+        return f"{self.url}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        if self.local is not None:
+            return (self.local / name).is_file()
+        with self._errors(name):
+            return bool(self._remote().isfile(self.at(name)))
+
+    def names(self, under: str = "") -> list[str]:
+        """Sorted names of all files below a folder of it; empty where that is missing."""
+        with self._errors(under):
+            if self.local is not None:
+                root, found = self.local, (self.local / under).rglob("*")
+                return sorted(p.relative_to(root).as_posix() for p in found if p.is_file())
+            remote = self._remote()
+            prefix = remote._strip_protocol(self.url)
+            return sorted(
+                str(path).removeprefix(prefix).lstrip("/")
+                for path in remote.find(self.at(under).rstrip("/"))
+            )
+
+    def read(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            DataError: it is missing or cannot be read.
+        """
+        with self._errors(name):
+            if self.local is not None:
+                return (self.local / name).read_bytes()
+            return bytes(self._remote().cat_file(self.at(name)))
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes of a file from `offset` on, both inside the file.
+
+        Raises:
+            DataError: it is missing or cannot be read.
+        """
+        with self._errors(name):
+            if self.local is not None:
+                with (self.local / name).open("rb") as file:
+                    file.seek(offset)
+                    return file.read(size)
+            return bytes(self._remote().cat_file(self.at(name), start=offset, end=offset + size))
+
+    def write(self, name: str, content: bytes) -> None:
+        """A whole file at once, replacing an older one.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        with self.staged(name) as path:
+            path.write_bytes(content)
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """A local file to write in the block; it gets its name when the block ends well.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        with self._errors(name, "written"):
+            staged = self._staging_path(name)
+            try:
+                yield staged
+                if self.local is None:
+                    self._remote().put_file(str(staged), self.at(name))
+                else:
+                    _sync(staged)
+                    staged.replace(self.local / name)
+            finally:
+                staged.unlink(missing_ok=True)
+
+    def _staging_path(self, name: str) -> Path:
+        """Where this process writes a file before it gets its name: beside it, hidden."""
+        if self.local is None:
+            descriptor, temporary = tempfile.mkstemp(prefix="llm-mde-")
+            os.close(descriptor)
+            return Path(temporary)
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+
+    def sweep(self) -> None:
+        """Delete what interrupted writers left."""
+        for path in self.local.rglob(".*.tmp") if self.local is not None else ():
+            path.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Delete a file or a folder with all it holds; nothing where it is missing."""
+        with self._errors(name, "removed"):
+            if self.local is None:
+                remote = self._remote()
+                if remote.exists(self.at(name)):
+                    remote.rm(self.at(name), recursive=True)
+            elif (self.local / name).is_dir():
+                shutil.rmtree(self.local / name)
+            else:
+                (self.local / name).unlink(missing_ok=True)
+
+    def _remote(self) -> Any:
+        """The file system behind a URL."""
+        import fsspec
+
+        try:
+            # no cache of listings: what is written here by others must be seen
+            return fsspec.filesystem(self.scheme, use_listings_cache=False)
+        except ImportError as error:
+            package = PACKAGES[self.scheme]
+            raise ConfigError(
+                f"{self.url}: {self.scheme}:// needs the package {package}, which is not "
+                f"installed; run 'pip install {package}'"
+            ) from error
+
+    @contextmanager
+    def _errors(self, name: str, what: str = "read") -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise DataError(f"{self.at(name)}: not found") from error
+        except _failures(self.scheme) as error:
+            remedy = "free space or choose another folder" if what == "written" else "try again"
+            raise DataError(f"{self.at(name)}: cannot be {what} ({error}); {remedy}") from error
+
+
+def _sync(path: Path) -> None:
+    """Have the file's content on disk before its name."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _failures(scheme: str) -> tuple[type[Exception], ...]:
+    """What a missing credential, a lost network or a full disk raises."""
+    found: list[type[Exception]] = [OSError]
+    with suppress(ImportError):  # not installed: `_remote` says so
+        if scheme == "s3":
+            from botocore.exceptions import BotoCoreError, ClientError
+
+            found += [BotoCoreError, ClientError]
+        if scheme == "gs":
+            from aiohttp import ClientError as HttpClientError
+            from gcsfs.retry import HttpError
+            from google.auth.exceptions import GoogleAuthError
+
+            found += [HttpClientError, HttpError, GoogleAuthError]
+    return tuple(found)

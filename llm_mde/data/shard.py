@@ -1,0 +1,204 @@
+"""One shard: which frames it holds, its bytes, and the note that it is finished.
+
+A shard is a fixed run of frames, whether they prove usable or not. So shards can be written in any
+order, by any process, and after any interruption, and always hold the same bytes.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from llm_mde.data import record
+from llm_mde.data.folder import ShardFolder
+from llm_mde.errors import DataError
+from llm_mde.nyu.fill import fill_mm
+from llm_mde.nyu.frame import Finding, Frame, Pair, Scene
+
+UNFINISHED = "unfinished"  # folder of notes, gone when the pack is complete
+HARMLESS = ("ok", "excluded")  # verdicts that lose nothing a user wanted
+
+
+class Run(NamedTuple):
+    """Consecutive selected frames of one scene."""
+
+    number: int
+    """Place of the scene in the pack's order."""
+    scene: Scene
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What one shard is to hold."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def frames(self) -> int:
+        """Frames to load."""
+        return sum(run.stop - run.start for run in self.runs)
+
+    @property
+    def note(self) -> str:
+        """Name of the note that says the shard is finished."""
+        return f"{UNFINISHED}/{self.name}.json"
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """How every shard of a pack is written."""
+
+    out: ShardFolder
+    stride: int
+    depth_codec: str
+    fill: bool
+    on_corrupt: Literal["skip", "raise"]
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What became of one shard."""
+
+    name: str
+    frames: int
+    """Frames loaded or tried."""
+    lost: int
+    """Frames that should be there and are not."""
+    problem: str
+    """The first damaged file and why, "" for none."""
+    input_bytes: int
+    output_bytes: int
+    peak_bytes: int
+    """Largest memory of the process so far."""
+
+
+def selected(scene: Scene, stride: int) -> list[Pair]:
+    """Every `stride`-th frame of a scene."""
+    return scene.pairs()[::stride]
+
+
+def plan_shards(
+    split: str, scenes: Iterable[tuple[int, Scene, int]], *, shard_size: int
+) -> Iterator[ShardPlan]:
+    """The shards of one split; scenes come as (number, scene, selected frames), in order."""
+    runs: list[Run] = []
+    room, count = shard_size, 0
+    for number, scene, frames in scenes:
+        at = 0
+        while at < frames:
+            take = min(room, frames - at)
+            runs.append(Run(number, scene, at, at + take))
+            at, room = at + take, room - take
+            if not room:
+                yield ShardPlan(f"{split}-{count:06d}.tar", tuple(runs))
+                runs, room, count = [], shard_size, count + 1
+    if runs:
+        yield ShardPlan(f"{split}-{count:06d}.tar", tuple(runs))
+
+
+def encode_frame(frame: Frame, settings: ShardSettings) -> tuple[str, bytes]:
+    """Key and bytes of a sample inside a tar, filled first where that is asked for."""
+    if settings.fill and frame.filled_mm is None:
+        frame = replace(frame, filled_mm=fill_mm(frame.rgb, frame.depth_mm))
+    members = record.encode(frame, depth_codec=settings.depth_codec)
+    key = str(members.pop("__key__"))
+    return key, record.tar_span(key, members)
+
+
+def write_shard(plan: ShardPlan, settings: ShardSettings) -> ShardResult:
+    """Write one shard, then the note of what it holds. Runs in any process or machine.
+
+    Raises:
+        DataError: the folder cannot be written, or a damaged file with `on_corrupt` "raise".
+    """
+    entries: list[dict[str, Any]] = []
+    findings: list[tuple[int, Finding]] = []
+    lost = input_bytes = offset = 0
+    problem = ""
+    digest = hashlib.sha256()
+    with settings.out.staged(plan.name) as path, path.open("wb") as tar:
+        for run, sizes, pair in _pairs(plan, settings.stride):
+            frame, found = run.scene.load(pair)
+            problem = problem or _problem(run.scene, found)
+            if problem and settings.on_corrupt == "raise":
+                raise DataError(f"{problem}; mend it, or leave such files out: --on-corrupt skip")
+            findings += [(run.number, finding) for finding in found]
+            input_bytes += sum(sizes.get(finding.file, 0) for finding in found)
+            if frame is None:
+                lost += any(finding.verdict not in HARMLESS for finding in found)
+                continue
+            key, span = encode_frame(frame, settings)
+            place = {"shard": plan.name, "offset": offset, "size": len(span)}
+            checksum = hashlib.sha256(span).hexdigest()
+            entries.append({"key": key, **place, "sha256": checksum, "scene": run.number})
+            digest.update(span)
+            tar.write(span)
+            offset += len(span)
+        end = offset + 2 * tarfile.BLOCKSIZE  # as tarfile ends: two empty blocks, a full record
+        tail = bytes(end + -end % tarfile.RECORDSIZE - offset)
+        digest.update(tail)
+        tar.write(tail)
+        tar.flush()
+    note = {
+        "name": plan.name,
+        "bytes": offset + len(tail),
+        "sha256": digest.hexdigest(),
+        "lost": lost,
+        "problem": problem,
+        "entries": entries,
+        "findings": [[number, *finding] for number, finding in findings],
+    }
+    settings.out.write(plan.note, json.dumps(note).encode())
+    return ShardResult(
+        plan.name,
+        plan.frames,
+        lost,
+        problem,
+        input_bytes=input_bytes,
+        output_bytes=offset + len(tail),
+        peak_bytes=peak_memory(),
+    )
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _pairs(plan: ShardPlan, stride: int) -> Iterator[tuple[Run, dict[str, int], Pair]]:
+    """Each frame to load, with the sizes of its scene's files."""
+    for run in plan.runs:
+        sizes = run.scene.files()
+        for pair in selected(run.scene, stride)[run.start : run.stop]:
+            yield run, sizes, pair
+
+
+def _problem(scene: Scene, findings: list[Finding]) -> str:
+    """The first damaged file of a frame, "" for none."""
+    for file, verdict, reason in findings:
+        if verdict not in HARMLESS:
+            return f"{scene.name}/{file}: {verdict}: {reason}"
+    return ""
+
+
+def read_note(out: ShardFolder, plan: ShardPlan) -> dict[str, Any]:
+    """The note of a finished shard.
+
+    Raises:
+        DataError: it is missing or not readable.
+    """
+    try:
+        note: dict[str, Any] = json.load(io.BytesIO(out.read(plan.note)))
+    except ValueError as error:
+        raise DataError(f"{out.at(plan.note)}: not readable ({error}); remove it") from error
+    return note

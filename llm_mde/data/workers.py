@@ -1,0 +1,131 @@
+"""Shards written by processes of this machine or by a Ray cluster; results in any order."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, get_context, parent_process
+from types import FrameType
+
+from threadpoolctl import threadpool_limits
+
+from llm_mde.data.shard import ShardPlan, ShardResult, ShardSettings, write_shard
+from llm_mde.errors import ConfigError, DataError, LlmMdeError
+
+RAY_AHEAD = 2  # tasks a core of the cluster may have waiting
+REACH_S = 5  # seconds to answer
+
+
+def on_processes(
+    plans: Sequence[ShardPlan], settings: ShardSettings, *, jobs: int
+) -> Iterator[ShardResult]:
+    """Write shards on `jobs` processes of this machine.
+
+    Raises:
+        DataError: as `write_shard`, or a worker that was killed.
+    """
+    jobs = min(jobs, len(plans))
+    if jobs <= 1 or settings.out.scheme == "memory":  # memory:// is seen by one process alone
+        yield from (write_shard(plan, settings) for plan in plans)
+        return
+    todo = iter(plans)
+    # "spawn": a fork of a process that runs threads (torch, a progress bar) may hang
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _enter_worker) as pool:
+        waiting: set[Future[ShardResult]] = set()
+        try:
+            while True:
+                for plan in todo:
+                    waiting.add(pool.submit(write_shard, plan, settings))
+                    if len(waiting) > jobs:  # one ahead, so that nobody waits
+                        break
+                if not waiting:
+                    return
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"{settings.out}: a worker process was killed (out of memory?); run the same "
+                "command again to continue, with fewer --jobs if memory is short"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _enter_worker() -> None:
+    """Ctrl-C ends a worker without a traceback, and none outlives a parent that was killed."""
+    signal.signal(signal.SIGINT, _leave)
+    threadpool_limits(1)  # each worker has a core; their linear algebra must not share it
+    threading.Thread(target=_watch_parent, daemon=True).start()
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    os._exit(130)
+
+
+def _watch_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes."""
+    host, colon, port = address.partition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"ray: no cluster at {address!r} ({error}); start one with 'ray start --head', or give "
+            "--ray local"
+        ) from error
+
+
+def on_ray(
+    plans: Sequence[ShardPlan], settings: ShardSettings, *, address: str
+) -> Iterator[ShardResult]:
+    """Write shards on every core of a Ray cluster; each node sees the same sources and folder.
+
+    Raises:
+        ConfigError: no cluster at this address.
+        DataError: as `write_shard`.
+    """
+    import ray
+
+    mine = not ray.is_initialized()
+    if mine:
+        _check_reachable(address)
+        try:
+            ray.init(address=address, log_to_driver=False, include_dashboard=False)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(
+                f"ray: no cluster at {address!r} ({error}); start one with 'ray start --head', "
+                "or give --ray local"
+            ) from error
+    try:
+        task = ray.remote(num_cpus=1)(write_shard)
+        slots = RAY_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        shared = ray.put(settings)
+        todo, waiting = iter(plans), []
+        while True:
+            for plan in todo:
+                waiting.append(task.remote(plan, shared))
+                if len(waiting) >= slots:
+                    break
+            if not waiting:
+                return
+            done, waiting = ray.wait(waiting)
+            yield from ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, LlmMdeError):
+            raise error.cause from error
+        raise
+    finally:
+        if mine:
+            ray.shutdown()
