@@ -75,7 +75,7 @@ def write(folder: Path, samples: list[Frame], shard_size: int = 32) -> Index:
         shard = folder / f"train-{first // shard_size:06d}.tar"
         with shard.open("wb") as tar:
             for sample in samples[first : first + shard_size]:
-                members = record.encode(sample)
+                members = record.encode(sample, depth_codec="png")  # the peers read PNG
                 key = members.pop("__key__")
                 span = record.tar_span(key, members)
                 place = {"key": key, "shard": shard.name, "offset": tar.tell(), "size": len(span)}
@@ -108,7 +108,7 @@ def batched(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Batch]:
 
 def plain_webdataset(index: Index, size: int) -> Iterator[Batch]:
     """The stock reader and decoder; its "pil" alone would make 8-bit RGB of the depth."""
-    urls = [str(path) for path in sorted(index.folder.glob("*.tar"))]
+    urls = [str(path) for path in sorted(index.folder.local.glob("*.tar"))]
     depth_first = wds.handle_extension("depth.png", lambda data: Image.open(io.BytesIO(data)))
     samples = wds.WebDataset(urls, shardshuffle=False).decode(depth_first, "pil")
     pairs = samples.to_tuple("rgb.jpg", "depth.png")
@@ -119,7 +119,7 @@ def plain_tarfile(index: Index, size: int) -> Iterator[Batch]:
     """The standard library and Pillow by hand."""
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for path in sorted(index.folder.glob("*.tar")):
+        for path in sorted(index.folder.local.glob("*.tar")):
             with tarfile.open(path) as tar:
                 members = {member.name: member for member in tar}
                 for name in sorted({name.partition(".")[0] for name in members}):

@@ -8,7 +8,15 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 
 def _absolute(path: Path) -> Path:
@@ -18,11 +26,19 @@ def _absolute(path: Path) -> Path:
         raise ValueError(f"expected a path, {path.parts[0]} has no home folder") from error
 
 
+def _folder_or_url(value: object) -> object:
+    """An absolute path for a path; a URL as it is."""
+    if not isinstance(value, str | Path) or "://" in str(value):
+        return value
+    return str(_absolute(Path(value)))
+
+
 Count = Annotated[int, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Zoom = Annotated[float, Field(ge=1)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 """Ray and launchers change the working folder, so a path is made absolute when it is read."""
+FolderOrUrl = Annotated[str, BeforeValidator(_folder_or_url)]
 
 
 class Frozen(BaseModel):
@@ -136,8 +152,10 @@ class AugmentConfig(Frozen):
 class DataConfig(Frozen):
     """Where samples come from and how they are shuffled."""
 
-    shards: AbsolutePath | None = None
-    """Folder written by `llm-mde pack`."""
+    shards: FolderOrUrl | None = None
+    """Folder or URL (s3://, gs://, hf://) written by `llm-mde pack`."""
+    depth: Literal["raw", "filled"] = "raw"
+    """What trains: the readings, or the filled maps of a pack made with --fill."""
     train_split: str = "train"
     """Named key list that trains (`splits/<name>.txt`)."""
     val_split: str = "val"

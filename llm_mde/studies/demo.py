@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from llm_mde.data.index import Shards, open_index
+from llm_mde.data.layout import PackSettings
 from llm_mde.data.pack import pack
 from llm_mde.data.stream import depths
 from llm_mde.errors import DataError
@@ -69,7 +70,13 @@ def demo(out: Path, *, seed: int, small: bool) -> int:
         synth(out / "raw", scenes=size.scenes, frames=size.frames, seed=seed, progress=report)
     done("generate")
     with progress("pack", "frame") as report:
-        packed = pack([out / "raw"], out=out / "shards", shard_size=64, seed=seed, progress=report)
+        packed = pack(
+            [out / "raw"],
+            out=out / "shards",
+            settings=PackSettings(shard_size=64, seed=seed),
+            max_lost=1,
+            progress=report,
+        )
     logger.info("%s", packed.lines()[0])
     done("pack")
     words = _train_words(out, seed=seed, sets=(f"train.batch={size.batch}", *size.sets))

@@ -142,6 +142,7 @@ def _micro_batches(run: Run, standing: Standing, meter: Meter) -> Iterator[bool]
         augmentation=config.data.augment,
         workers=config.data.workers,
         cache=config.data.cache,
+        filled=config.data.depth == "filled",
         epoch=epoch,
         start=start,
     )

@@ -1,0 +1,90 @@
+"""Training, scores and depth maps."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm_mde.commands.options import (
+    DS_CONFIG,
+    Config,
+    DsConfig,
+    Json,
+    Sets,
+    alike_on_all_ranks,
+    say,
+)
+from llm_mde.progress import progress
+
+
+def train(
+    config: Config = None,
+    ds_config: DsConfig = DS_CONFIG,
+    sets: Sets = None,
+    resume: Annotated[
+        str, typer.Option(help="auto (newest good checkpoint), never, or a checkpoint folder.")
+    ] = "auto",
+) -> int:
+    """Train under DeepSpeed, by python, torchrun, deepspeed or srun.
+
+    Exit code 75 means: stopped by a signal and saved; the same command goes on.
+    """
+    from llm_mde.data.index import open_index
+    from llm_mde.recipes import load
+
+    with alike_on_all_ranks():  # and before the seconds that torch takes to import
+        settings = load(config, sets=sets or [])
+        data = settings.data
+        if data.shards is not None:
+            open_index(data.shards, data.train_split)
+            open_index(data.shards, data.val_split)
+
+    from llm_mde.inference.adapter import save
+    from llm_mde.training.train import train as run_training
+
+    return run_training(settings, ds_config, resume=resume, export=save)
+
+
+def evaluate(
+    source: Annotated[
+        Path, typer.Argument(help="A run folder or an adapter folder.", metavar="RUN_OR_ADAPTER")
+    ],
+    shards: Annotated[str, typer.Option(help="Folder or URL written by pack.")],
+    split: Annotated[str, typer.Option(help="Named key list of the shards.")] = "test",
+    batch: Annotated[int, typer.Option(min=1, help="Images of one forward pass.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """Score an adapter on a split under every protocol.
+
+    Errors are in metres (abs_rel, rmse_log and deltas without unit), beside two baselines fitted on
+    the split `train`: its median depth and its mean depth map. Runs on one or several ranks.
+    """
+    from llm_mde.data.index import open_index
+
+    with alike_on_all_ranks():
+        index, train_index = open_index(shards, split), open_index(shards, "train")
+
+    from llm_mde.inference.score import score
+
+    scores = score(source, index, train_index=train_index, batch=batch)
+    if scores is not None:  # rank 0
+        say(scores.payload(), scores.lines(), as_json=as_json)
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE")],
+    adapter: Annotated[Path, typer.Option(help="Adapter folder or run folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for the depth maps.")],
+    as_json: Json = False,
+) -> None:
+    """Write depth maps of image files.
+
+    For each image a 16-bit PNG in millimetres of the image's size, and a coloured PNG with a legend
+    in metres.
+    """
+    from llm_mde.inference.predict import predict as run_prediction
+
+    with progress("predict", "image") as report:
+        written = run_prediction(images, adapter=adapter, out=out, progress=report)
+    lines = [f"{made.image}: {made.depth}, {made.figure}" for made in written]
+    say({"predictions": [made.payload() for made in written]}, lines, as_json=as_json)
