@@ -162,7 +162,7 @@ def _inspection(
     if decoded.filled_mm is not None:
         depths["filled depth"] = decoded.filled_mm / 1000
     readings = decoded.depth_mm[decoded.depth_mm > 0]
-    title = f"{entry.key} ({decoded.meta['scene']!a:.99})"
+    title = entry.key
     picture = depth_panels(decoded.rgb, depths, out or Path(f"{entry.key}.png"), title=title)
     ends = keys if len(keys) <= 2 * ENDS else [*keys[:ENDS], "...", *keys[-ENDS:]]
     return Inspection(

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from llm_mde.recipes import PACKAGE
+from tests.support.mat import write as write_mat
 from tests.support.shards import write_shards
 
 ROOT = PACKAGE.parent
@@ -39,15 +40,16 @@ def block(language: str) -> str:
 
 
 def commands() -> dict[str, list[str]]:
-    """First words of a command -> its words."""
+    """First words of a command, and --dry-run where it has it -> its words."""
     lines = [line for line in block("bash").splitlines() if line and not line.startswith("#")]
-    return {" ".join(words[:2]): words for words in map(shlex.split, lines)}
+    split = [shlex.split(line) for line in lines]
+    return {" ".join(words[:2] + [w for w in words if w == "--dry-run"]): words for words in split}
 
 
 def run(words: list[str], place: Path) -> str:
     env = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    values = {"$NYU": "raw", "$SHARDS": "shards", "$IMAGE": "room.jpg"}
+    values = {"$NYU": "raw", "$SHARDS": "shards", "$IMAGE": "room.jpg", "$LABELED": "labeled.mat"}
     for variable, value in values.items():
         words = [word.replace(variable, value) for word in words]
     done = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True, timeout=300)
@@ -67,10 +69,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_pack_reads_generated_scenes(place: Path) -> None:
+def test_pack_reads_generated_scenes_and_the_labelled_file(place: Path) -> None:
     run(["llm-mde", "synth", "raw", "--scenes", "3", "--frames", "1"], place)
-    words = [word.replace("$SHARDS", "packed") for word in commands()["llm-mde pack"]]
-    assert "packed 3 samples" in run(words, place)
+    write_mat(place / "labeled.mat")
+    said = {
+        name: run([word.replace("$SHARDS", "packed") for word in commands()[name]], place)
+        for name in ("llm-mde pack --dry-run", "llm-mde pack", "llm-mde verify", "llm-mde inspect")
+    }
+    assert "would pack 8 frames" in said["llm-mde pack --dry-run"]
+    assert "packed 8 samples" in said["llm-mde pack"] and "test 2" in said["llm-mde pack"]
+    assert "no problems; decoded 8 samples" in said["llm-mde verify"]
+    picture = said["llm-mde inspect"].partition("picture: ")[2].strip()
+    assert Image.open(place / picture).width > 640
 
 
 def test_train_eval_predict_one_after_the_other(place: Path) -> None:

@@ -78,6 +78,8 @@ def test_folders_of_other_scripts_are_ignored(tmp_path):
     write_scene(tmp_path, "den_0001", frames=1)
     write_scene(tmp_path, "den_0001_out", frames=1)
     assert [scene.name for scene in scenes_of(tmp_path)] == ["den_0001"]
+    zipped = zip_scenes(tmp_path, tmp_path.with_suffix(".zip"))
+    assert [scene.name for scene in scenes_of(zipped)] == ["den_0001"]
 
 
 def test_missing_and_foreign_sources_say_what_was_expected(tmp_path):

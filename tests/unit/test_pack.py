@@ -14,6 +14,7 @@ from PIL import Image
 
 from llm_mde.data import record
 from llm_mde.data.folder import ShardFolder
+from llm_mde.data.index import open_index
 from llm_mde.data.layout import PackSettings, lay_out
 from llm_mde.data.pack import pack
 from llm_mde.data.sources import collect
@@ -278,6 +279,7 @@ def test_named_lists_are_written_beside_the_splits(tmp_path):
     train = (tmp_path / "out" / "splits" / "train.txt").read_text()
     assert (tmp_path / "out" / "splits" / "few-shot-1.txt").read_text() == train
     assert (tmp_path / "out" / "splits" / "zero-shot-train.txt").read_text() == train
+    assert len(open_index(tmp_path / "out", "few-shot-1").entries) == len(train.split())
     lists = json.loads((tmp_path / "out" / "pack.json").read_text())["lists"]
     assert lists["zero-shot-kitchen"]["samples"] == 0
     assert not (tmp_path / "out" / "splits" / "zero-shot-kitchen.txt").exists()
