@@ -51,10 +51,10 @@ def pace(done: int, total: int, seconds: float, unit: str) -> str:
 @contextmanager
 def progress(title: str, unit: str) -> Iterator[Report]:
     """Show progress of one piece of work while the block runs."""
-    started = time.monotonic()
     if not sys.stderr.isatty():
-        yield _lines(title, unit, started)
+        yield lines(title, unit)
         return
+    started = time.monotonic()
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     rate = [TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
     with Progress(*columns, *rate, console=Console(stderr=True)) as bar:
@@ -67,8 +67,9 @@ def progress(title: str, unit: str) -> Iterator[Report]:
         yield report
 
 
-def _lines(title: str, unit: str, started: float) -> Report:
-    last = started
+def lines(title: str, unit: str) -> Report:
+    """Progress as plain lines in the log, one in `LINE_EVERY_S` seconds and one at the end."""
+    started = last = time.monotonic()
 
     def report(done: int, total: int) -> None:
         nonlocal last

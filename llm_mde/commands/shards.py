@@ -71,8 +71,12 @@ def pack(
     depth: Annotated[
         str | None, typer.Option(help="Its depth files, as '{scene}/frame-{index}.depth.png'.")
     ] = None,
-    depth_scale: Annotated[float, typer.Option(help="Values of its depth files a metre.")] = 1000.0,
-    invalid: Annotated[str, typer.Option(help="Values that mean no reading.")] = "0,65535",
+    depth_scale: Annotated[
+        float | None, typer.Option(help="Depth values a metre.", show_default="1000")
+    ] = None,
+    invalid: Annotated[
+        str | None, typer.Option(help="Values that mean no reading.", show_default="0,65535")
+    ] = None,
     intrinsics: Annotated[
         str | None, typer.Option(help="fx,fy,cx,cy of its RGB camera, pixels.", metavar="PIXELS")
     ] = None,
@@ -106,6 +110,9 @@ def pack(
     )
     if dry_run:
         from llm_mde.data.estimate import estimate
+        from llm_mde.data.folder import ShardFolder
+
+        ShardFolder(out)  # refuses what could not be written
 
         planned = estimate(sources, settings, pattern=pattern, list_file=list_file, jobs=jobs)
         say(planned.payload(), planned.lines(), as_json=as_json)

@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.layout import Layout, PackSettings, lay_out
-from llm_mde.data.shard import ShardSettings, encode_frame, selected
+from llm_mde.data.shard import ShardSettings, load_sample, selected
 from llm_mde.data.sources import collect
 from llm_mde.nyu.aligned import Pattern
 from llm_mde.nyu.scenes import SPLITS
@@ -36,16 +36,19 @@ class Estimate:
     ms_per_frame: float
     """Median of the frames tried, on one core."""
     tried: int
+    unusable: int
+    """Of those tried."""
 
     def lines(self) -> list[str]:
         """The estimate for people."""
         frames = ", ".join(f"{split} {count}" for split, count in self.frames.items() if count)
         total = sum(self.frames.values())
+        unusable = f", {self.unusable} of them unusable" if self.unusable else ""
         return [
-            f"would pack {total} frames of {self.scenes} scenes, {self.shards} shards: {frames}",
+            f"would pack {total} frames, scenes: {self.scenes}, shards: {self.shards}: {frames}",
             f"input {_size(self.input_bytes)}, output about {_size(self.output_bytes)}, "
             f"time about {duration(self.seconds)} on {self.jobs} processes "
-            f"({self.ms_per_frame:.0f} ms a frame, {self.tried} tried)",
+            f"({self.ms_per_frame:.0f} ms a frame, {self.tried} tried{unusable})",
         ]
 
     def payload(self) -> dict[str, Any]:
@@ -83,6 +86,7 @@ def estimate(
         jobs=jobs,
         ms_per_frame=1000 * seconds,
         tried=len(tried),
+        unusable=len(tried) - len(spans),
     )
 
 
@@ -103,8 +107,8 @@ def _try(layout: Layout, settings: PackSettings) -> list[tuple[int, float]]:
         scene = filled[at * len(filled) // count]
         pairs = selected(scene, settings.stride)
         started = time.perf_counter()
-        frame, _ = scene.load(pairs[at * len(pairs) // count])
-        size = 0 if frame is None else len(encode_frame(frame, how)[1])
+        sample, _ = load_sample(scene, pairs[at * len(pairs) // count], how)
+        size = 0 if sample is None else len(sample[1])
         if number >= 0:
             results.append((size, time.perf_counter() - started))
     return results

@@ -4,6 +4,7 @@ A file appears under its name only when it is complete: on disk by a rename, in 
 because an upload is one.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -30,10 +31,12 @@ class ShardFolder:
         Raises:
             ConfigError: another scheme.
         """
+        if not str(url):
+            raise ConfigError("expected a folder or a URL for the shards, got nothing")
         scheme, separator, rest = str(url).partition("://")
         self.scheme = scheme if separator else "file"
         if self.scheme not in SCHEMES or "::" in str(url):
-            known = ", ".join(f"{name}://" for name in SCHEMES)
+            known = ", ".join(f"{name}://" for name in SCHEMES if name != "memory")
             raise ConfigError(f"{url}: expected a folder or a URL with one of {known}")
         self.local = Path(rest if separator else url).resolve() if self.scheme == "file" else None
         self.url = str(self.local or str(url).rstrip("/"))
@@ -56,20 +59,32 @@ class ShardFolder:
         if self.local is not None:
             return (self.local / name).is_file()
         with self._errors(name):
-            return bool(self._remote().isfile(self.at(name)))
+            try:  # isfile() takes any failure for a no
+                return self._remote().info(self.at(name))["type"] == "file"
+            except FileNotFoundError:
+                return False
+
+    def sizes(self, under: str = "") -> dict[str, int]:
+        """Bytes of all files below a folder of it by name, sorted; empty where that is missing."""
+        with self._errors(under):
+            if self.local is not None:
+                root, found = self.local, sorted((self.local / under).rglob("*"))
+                return {
+                    path.relative_to(root).as_posix(): path.stat().st_size
+                    for path in found
+                    if path.is_file()
+                }
+            remote = self._remote()
+            prefix = remote._strip_protocol(self.url)
+            listed = remote.find(self.at(under).rstrip("/"), detail=True)
+            return {
+                path.removeprefix(prefix).lstrip("/"): entry["size"]
+                for path, entry in sorted(listed.items())
+            }
 
     def names(self, under: str = "") -> list[str]:
         """Sorted names of all files below a folder of it; empty where that is missing."""
-        with self._errors(under):
-            if self.local is not None:
-                root, found = self.local, (self.local / under).rglob("*")
-                return sorted(p.relative_to(root).as_posix() for p in found if p.is_file())
-            remote = self._remote()
-            prefix = remote._strip_protocol(self.url)
-            return sorted(
-                str(path).removeprefix(prefix).lstrip("/")
-                for path in remote.find(self.at(under).rstrip("/"))
-            )
+        return list(self.sizes(under))
 
     def read(self, name: str) -> bytes:
         """A whole file.
@@ -126,17 +141,23 @@ class ShardFolder:
     def _staging_path(self, name: str) -> Path:
         """Where this process writes a file before it gets its name: beside it, hidden."""
         if self.local is None:
-            descriptor, temporary = tempfile.mkstemp(prefix="llm-mde-")
-            os.close(descriptor)
-            return Path(temporary)
+            self._aside.mkdir(mode=0o700, exist_ok=True)
+            return self._aside / uuid4().hex
         path = self.local / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.with_name(f".{path.name}.{uuid4().hex}.tmp")
 
     def sweep(self) -> None:
-        """Delete what interrupted writers left."""
-        for path in self.local.rglob(".*.tmp") if self.local is not None else ():
+        """Delete what interrupted writers left; only for who has the folder alone."""
+        left = self._aside.glob("*") if self.local is None else self.local.rglob(".*.tmp")
+        for path in left:
             path.unlink(missing_ok=True)
+
+    @property
+    def _aside(self) -> Path:
+        """Where this machine stages files for a URL."""
+        name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"llm-mde-{os.getuid()}-{name}"
 
     def remove(self, name: str) -> None:
         """Delete a file or a folder with all it holds; nothing where it is missing."""

@@ -8,14 +8,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import FORMAT_VERSION
 from llm_mde.data.layout import Layout, PlacedScene
 from llm_mde.data.lists import Row, named_lists
 from llm_mde.data.shard import read_note, selected
-from llm_mde.nyu.frame import Finding
+from llm_mde.nyu.frame import Finding, Verdict
 from llm_mde.nyu.scenes import SPLITS
 
 
@@ -47,15 +47,20 @@ def merge(out: ShardFolder, layout: Layout) -> dict[str, Any]:
                 "source": placed.scene.source,
                 "split": placed.split,
                 "samples": count,
-                "verdicts": dict(sorted(found.items())),
+                "verdicts": _ordered(found),
             }
             for placed, count, found in zip(layout.scenes, samples, verdicts, strict=True)
         ],
-        "verdicts": dict(sorted(total.items())),
+        "verdicts": _ordered(total),
         "settings": layout.settings,
+        "input_sha256": layout.input_sha256,
         "shards": shards,
         "index_sha256": index_sha256,
     }
+
+
+def _ordered(verdicts: Counter[str]) -> dict[str, int]:
+    return {name: verdicts[name] for name in get_args(Verdict) if verdicts[name]}
 
 
 def _write_index(out: ShardFolder, layout: Layout) -> tuple[str, dict[str, Any], list[int]]:

@@ -10,34 +10,32 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
+from llm_mde.data.claim import check_ours, claimed, finished, tidy
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.layout import Layout, PackSettings, lay_out
 from llm_mde.data.merge import merge
 from llm_mde.data.report import RunStats, problems, write_report
 from llm_mde.data.shard import (
-    UNFINISHED,
+    DAMAGED,
     ShardPlan,
     ShardResult,
     ShardSettings,
+    is_finished,
     peak_memory,
-    read_note,
 )
 from llm_mde.data.sources import collect
 from llm_mde.data.workers import on_processes, on_ray
 from llm_mde.errors import ConfigError, DataError, LlmMdeError
 from llm_mde.nyu.aligned import Pattern
-from llm_mde.progress import Report
+from llm_mde.progress import Report, lines
 
 logger = logging.getLogger(__name__)
 
-PLAN = f"{UNFINISHED}/plan.json"
 MAX_LOST = 0.05  # of the frames; more than that is a broken download, not a few bad files
 SHOWN = 20  # damaged files named in the printed report; files.jsonl names all
 
@@ -109,19 +107,21 @@ def pack(
         raise ConfigError(f"max_lost: expected a share from 0 to 1, got {max_lost}")
     settings = settings or PackSettings()
     folder = ShardFolder(out)
-    layout = lay_out(collect(sources, pattern=pattern, list_file=list_file), settings)
-    manifest = _finished(folder, layout)
+    check_ours(folder)
+    inputs = collect(sources, pattern=pattern, list_file=list_file)
+    layout = lay_out(inputs, settings, progress=lines("list", "scene"))
+    shard_settings = ShardSettings(
+        folder,
+        stride=settings.stride,
+        depth_codec=settings.depth_codec,
+        fill=settings.fill,
+        on_corrupt=on_corrupt,
+    )
+    manifest = finished(folder, layout)
     already_packed = manifest is not None
     if manifest is None:
-        shard_settings = ShardSettings(
-            folder,
-            stride=settings.stride,
-            depth_codec=settings.depth_codec,
-            fill=settings.fill,
-            on_corrupt=on_corrupt,
-        )
-        with _claimed(folder, layout):
-            manifest = _write(
+        with claimed(folder, layout):
+            manifest = finished(folder, layout) or _write(
                 folder,
                 layout,
                 shard_settings,
@@ -132,66 +132,12 @@ def pack(
             )
     counts = {split: entry["samples"] for split, entry in manifest["splits"].items()}
     shown = tuple(problems(folder, SHOWN))
-    return PackReport(str(folder), counts, manifest["verdicts"], shown, already_packed)
-
-
-def _finished(folder: ShardFolder, layout: Layout) -> dict[str, Any] | None:
-    """The manifest of a pack that is complete, None where there is work to do."""
-    if folder.exists("pack.json"):
-        manifest = _read_json(folder, "pack.json")
-        _check_same(folder, manifest.get("settings"), layout)
-        _tidy(folder)
-        return manifest
-    if folder.exists(PLAN):
-        _check_same(folder, _read_json(folder, PLAN), layout)
-    elif names := folder.names():
+    if on_corrupt == "raise" and any(row["verdict"] in DAMAGED for row in shown):
         raise DataError(
-            f"{folder}: exists and is no pack (it holds {names[0]}); choose another folder"
+            f"{folder}: packed before with damaged files left out, the first "
+            f"{shown[0]['scene']}/{shown[0]['file']}; mend them and pack into another folder"
         )
-    return None
-
-
-def _read_json(folder: ShardFolder, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(folder.read(name))
-    except ValueError as error:
-        raise DataError(
-            f"{folder.at(name)}: not readable; remove the folder and pack again"
-        ) from error
-    return content if isinstance(content, dict) else {}
-
-
-def _check_same(folder: ShardFolder, before: Any, layout: Layout) -> None:
-    """Nothing that decides the bytes may differ."""
-    before = before if isinstance(before, dict) else {}
-    for name, value in layout.settings.items():
-        if before.get(name) != value:
-            what = "other input files" if name == "input_sha256" else f"{name} {before.get(name)}"
-            asked = "" if name == "input_sha256" else f", asked for {value}"
-            whole = "a" if folder.exists("pack.json") else "an unfinished"
-            raise DataError(
-                f"{folder}: holds {whole} pack with {what}{asked}; choose another folder or "
-                "remove this one"
-            )
-
-
-@contextlib.contextmanager
-def _claimed(folder: ShardFolder, layout: Layout) -> Iterator[None]:
-    """The folder says what it will hold, and on a disk is this process's alone."""
-    folder.write(PLAN, json.dumps(layout.settings).encode())
-    if folder.local is None:
-        yield
-        return
-    lock = FileLock(folder.local / UNFINISHED / "lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise DataError(f"{folder}: another process is packing into it; wait for it") from error
-    try:
-        folder.sweep()
-        yield
-    finally:
-        lock.release()
+    return PackReport(str(folder), counts, manifest["verdicts"], shown, already_packed)
 
 
 def _write(
@@ -210,15 +156,17 @@ def _write(
     todo = tally.resume()
     results: list[ShardResult] = []
     try:
-        for result in (
+        written = (
             on_processes(todo, settings, jobs=jobs)
             if ray is None
             else on_ray(todo, settings, address=ray)
-        ):
-            results.append(result)
-            tally.add(result.frames, result.lost, result.problem)
-            if progress is not None:
-                progress(tally.done, layout.frames)
+        )
+        with contextlib.closing(written):
+            for result in written:
+                results.append(result)
+                tally.add(result.frames, result.lost, result.problem)
+                if progress is not None:
+                    progress(tally.done, layout.frames)
     except (KeyboardInterrupt, LlmMdeError):
         logger.info("%s is unfinished; the same command continues", folder)
         raise
@@ -234,14 +182,8 @@ def _write(
     )
     write_report(folder, manifest=manifest, run=run)
     folder.write("pack.json", (json.dumps(manifest, indent=1) + "\n").encode())
-    _tidy(folder)
+    tidy(folder)
     return manifest
-
-
-def _tidy(folder: ShardFolder) -> None:
-    """Remove the notes, the plan first: a folder without it is finished."""
-    folder.remove(PLAN)
-    folder.remove(UNFINISHED)
 
 
 @dataclass
@@ -255,18 +197,20 @@ class _Tally:
     lost: int = 0
 
     def resume(self) -> list[ShardPlan]:
-        """The shards to write; those that have a note count as done."""
-        notes = set(self.folder.names(UNFINISHED))
-        todo = []
+        """The shards to write; the others count as done."""
+        sizes, todo = self.folder.sizes(), []
+        planned = {plan.name for plan in self.layout.shards}
+        for name in sizes:
+            if name.endswith(".tar") and name not in planned:
+                self.folder.remove(name)  # of an earlier listing of the input
         for plan in self.layout.shards:
-            if plan.note in notes:
-                note = read_note(self.folder, plan)
-                self.add(plan.frames, note["lost"], note["problem"])
+            if is_finished(self.folder, plan, sizes):
+                self.done += plan.frames
             else:
                 todo.append(plan)
-        if notes and len(todo) < len(self.layout.shards):
-            finished = len(self.layout.shards) - len(todo)
-            logger.info("%d of %d shards are done already", finished, len(self.layout.shards))
+        done = len(self.layout.shards) - len(todo)
+        if done:
+            logger.info("%d of %d shards are done already", done, len(self.layout.shards))
         return todo
 
     def add(self, frames: int, lost: int, problem: str) -> None:

@@ -21,7 +21,7 @@ from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import INDEX, Shards, read_entry
 from llm_mde.data.lists import split_of, spread_entries
 from llm_mde.data.members import CHUNK_BYTES, Stream
-from llm_mde.data.shard import HARMLESS
+from llm_mde.data.shard import DAMAGED
 from llm_mde.progress import duration
 
 FILES = "files.jsonl"
@@ -102,7 +102,7 @@ def problems(folder: ShardFolder, number: int) -> Iterator[Row]:
     for line in _lines(folder, FILES):
         row = json.loads(line)
         rows = kept[row["verdict"] == "unpaired"]
-        if row["verdict"] not in HARMLESS and len(rows) < number:
+        if row["verdict"] in (*DAMAGED, "unpaired") and len(rows) < number:
             rows.append(row)
     yield from (kept[False] + kept[True])[:number]
 
@@ -133,7 +133,7 @@ def html_page(
     }
     tiles = {
         "samples": manifest["samples"],
-        "scenes": len({row["name"] for row in manifest["scenes"]}),
+        "scenes": len(manifest["scenes"]),
         "shards": len(manifest["shards"]),
         "MB written": round(sum(row["bytes"] for row in manifest["shards"].values()) / 1e6),
         "input files": sum(verdicts.values()),
@@ -195,7 +195,7 @@ def _splits(manifest: Row) -> str:
 
 def _bad(verdicts: dict[str, int]) -> int:
     """Files that were to be used and are not."""
-    return sum(n for name, n in verdicts.items() if name not in HARMLESS)
+    return sum(n for name, n in verdicts.items() if name in (*DAMAGED, "unpaired"))
 
 
 def _files(manifest: Row, listed: Sequence[Row]) -> str:
@@ -289,7 +289,7 @@ th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; mi
 th, td:first-child { white-space: nowrap } td:last-child:not(.n) { min-width: 9rem }
 @media (max-width: 40rem) { td:first-child { white-space: normal; min-width: 5.5rem } }
 .n { text-align: right; font-variant-numeric: tabular-nums }
-html { overflow-wrap: anywhere } summary { cursor: pointer; padding: .5rem 0 }
+html { overflow-wrap: break-word } summary { cursor: pointer; padding: .5rem 0 }
 .sheet { grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)) }
 figure { margin: 0 } img { width: 50%; vertical-align: top } .bar { height: .7rem }
 .legend, figcaption { font-size: .8rem } .legend { max-width: 26rem }

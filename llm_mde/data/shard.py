@@ -5,21 +5,22 @@ order, by any process, and after any interruption, and always hold the same byte
 """
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from threadpoolctl import threadpool_limits
+
 from llm_mde.data import record
 from llm_mde.data.folder import ShardFolder
 from llm_mde.errors import DataError
-from llm_mde.nyu.fill import fill_mm
-from llm_mde.nyu.frame import Finding, Frame, Pair, Scene
+from llm_mde.nyu.fill import NO_READING_M, fill_mm
+from llm_mde.nyu.frame import Finding, Pair, Scene
 
 UNFINISHED = "unfinished"  # folder of notes, gone when the pack is complete
-HARMLESS = ("ok", "excluded")  # verdicts that lose nothing a user wanted
+DAMAGED = ("truncated", "empty", "undecodable")  # verdicts that cost a frame someone recorded
 
 
 class Run(NamedTuple):
@@ -30,6 +31,14 @@ class Run(NamedTuple):
     scene: Scene
     start: int
     stop: int
+    sha256: str
+    """Of the names and sizes of the scene's files."""
+
+    @property
+    def identity(self) -> list[Any]:
+        """What a note keeps, to tell whether the shard would still hold the same."""
+        scene = self.scene
+        return [scene.name, scene.source, scene.part, self.start, self.stop, self.sha256]
 
 
 @dataclass(frozen=True)
@@ -79,21 +88,19 @@ class ShardResult:
 
 
 def selected(scene: Scene, stride: int) -> list[Pair]:
-    """Every `stride`-th frame of a scene."""
-    return scene.pairs()[::stride]
+    """Every `stride`-th frame of a recording; labelled images are all of interest."""
+    return scene.pairs()[:: stride if scene.part is None else 1]
 
 
-def plan_shards(
-    split: str, scenes: Iterable[tuple[int, Scene, int]], *, shard_size: int
-) -> Iterator[ShardPlan]:
-    """The shards of one split; scenes come as (number, scene, selected frames), in order."""
+def plan_shards(split: str, scenes: Iterable[Run], *, shard_size: int) -> Iterator[ShardPlan]:
+    """The shards of one split; `scenes` are runs of all selected frames of each, in order."""
     runs: list[Run] = []
     room, count = shard_size, 0
-    for number, scene, frames in scenes:
-        at = 0
-        while at < frames:
-            take = min(room, frames - at)
-            runs.append(Run(number, scene, at, at + take))
+    for whole in scenes:
+        at = whole.start
+        while at < whole.stop:
+            take = min(room, whole.stop - at)
+            runs.append(whole._replace(start=at, stop=at + take))
             at, room = at + take, room - take
             if not room:
                 yield ShardPlan(f"{split}-{count:06d}.tar", tuple(runs))
@@ -102,13 +109,21 @@ def plan_shards(
         yield ShardPlan(f"{split}-{count:06d}.tar", tuple(runs))
 
 
-def encode_frame(frame: Frame, settings: ShardSettings) -> tuple[str, bytes]:
-    """Key and bytes of a sample inside a tar, filled first where that is asked for."""
+def load_sample(
+    scene: Scene, pair: Pair, settings: ShardSettings
+) -> tuple[tuple[str, bytes] | None, list[Finding]]:
+    """Key and tar bytes of a frame, None where it cannot be used; and a finding for each file."""
+    frame, findings = scene.load(pair)
+    if frame is None:
+        return None, findings
     if settings.fill and frame.filled_mm is None:
+        if not ((frame.depth_mm > 0) & (frame.depth_mm < 1000 * NO_READING_M)).any():
+            empty = Finding(pair.depth, "empty", "no reading below 10 m to fill from")
+            return None, [empty, *(found for found in findings if found.file != pair.depth)]
         frame = replace(frame, filled_mm=fill_mm(frame.rgb, frame.depth_mm))
     members = record.encode(frame, depth_codec=settings.depth_codec)
     key = str(members.pop("__key__"))
-    return key, record.tar_span(key, members)
+    return (key, record.tar_span(key, members)), findings
 
 
 def write_shard(plan: ShardPlan, settings: ShardSettings) -> ShardResult:
@@ -122,18 +137,23 @@ def write_shard(plan: ShardPlan, settings: ShardSettings) -> ShardResult:
     lost = input_bytes = offset = 0
     problem = ""
     digest = hashlib.sha256()
-    with settings.out.staged(plan.name) as path, path.open("wb") as tar:
+    # one core a worker, and sums in the same order however many there are
+    with (
+        threadpool_limits(1),
+        settings.out.staged(plan.name) as path,
+        path.open("wb") as tar,
+    ):
         for run, sizes, pair in _pairs(plan, settings.stride):
-            frame, found = run.scene.load(pair)
+            sample, found = load_sample(run.scene, pair, settings)
             problem = problem or _problem(run.scene, found)
             if problem and settings.on_corrupt == "raise":
                 raise DataError(f"{problem}; mend it, or leave such files out: --on-corrupt skip")
             findings += [(run.number, finding) for finding in found]
             input_bytes += sum(sizes.get(finding.file, 0) for finding in found)
-            if frame is None:
-                lost += any(finding.verdict not in HARMLESS for finding in found)
+            if sample is None:
+                lost += any(finding.verdict in DAMAGED for finding in found)
                 continue
-            key, span = encode_frame(frame, settings)
+            key, span = sample
             place = {"shard": plan.name, "offset": offset, "size": len(span)}
             checksum = hashlib.sha256(span).hexdigest()
             entries.append({"key": key, **place, "sha256": checksum, "scene": run.number})
@@ -147,6 +167,7 @@ def write_shard(plan: ShardPlan, settings: ShardSettings) -> ShardResult:
         tar.flush()
     note = {
         "name": plan.name,
+        "runs": [run.identity for run in plan.runs],
         "bytes": offset + len(tail),
         "sha256": digest.hexdigest(),
         "lost": lost,
@@ -186,7 +207,7 @@ def _pairs(plan: ShardPlan, stride: int) -> Iterator[tuple[Run, dict[str, int], 
 def _problem(scene: Scene, findings: list[Finding]) -> str:
     """The first damaged file of a frame, "" for none."""
     for file, verdict, reason in findings:
-        if verdict not in HARMLESS:
+        if verdict in DAMAGED:
             return f"{scene.name}/{file}: {verdict}: {reason}"
     return ""
 
@@ -198,7 +219,19 @@ def read_note(out: ShardFolder, plan: ShardPlan) -> dict[str, Any]:
         DataError: it is missing or not readable.
     """
     try:
-        note: dict[str, Any] = json.load(io.BytesIO(out.read(plan.note)))
+        note: dict[str, Any] = json.loads(out.read(plan.note))
     except ValueError as error:
         raise DataError(f"{out.at(plan.note)}: not readable ({error}); remove it") from error
     return note
+
+
+def is_finished(out: ShardFolder, plan: ShardPlan, sizes: dict[str, int]) -> bool:
+    """Whether a shard is written as planned, from the same files, and met no damaged one.
+
+    One that did is written again: its files may be mended. sizes: files of `out` by name.
+    """
+    if plan.note not in sizes:
+        return False
+    note = read_note(out, plan)
+    same = note["runs"] == [run.identity for run in plan.runs]
+    return same and not note["problem"] and sizes.get(plan.name) == note["bytes"]

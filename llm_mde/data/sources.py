@@ -1,5 +1,6 @@
 """From the paths a user gives to scenes, whatever kind of source they hold."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from llm_mde.nyu.frame import Scene
 from llm_mde.nyu.labeled import labeled_scenes, test_folders
 from llm_mde.nyu.scenes import check_scene_name
 
+logger = logging.getLogger(__name__)
+
+LABELED = "labeled"  # keys of labelled images start with it
 Number = TypeVar("Number", int, float)
 
 
@@ -22,6 +26,8 @@ class Inputs:
     scenes: tuple[Scene, ...]
     test_scenes: frozenset[str] | None
     """Raw folders that hold an official test image, None without the labelled file."""
+    pattern: Pattern | None = None
+    """What describes pairs of other names."""
 
 
 def collect(
@@ -41,19 +47,26 @@ def collect(
     raw: list[tuple[str, Store]] = []
     test_scenes: frozenset[str] | None = None
     for source in (path.absolute() for path in sources):  # workers may have another folder
-        if pattern is not None:
+        if source.suffix == ".mat":
+            scenes += labeled_scenes(source)
+            test_scenes = (test_scenes or frozenset()) | test_folders(source)
+        elif pattern is not None:
             scenes += pattern_scenes(source, pattern)
         elif list_file is not None:
             scenes += sync_scenes(source, list_file)
-        elif source.suffix == ".mat":
-            scenes += labeled_scenes(source)
-            test_scenes = (test_scenes or frozenset()) | test_folders(source)
         elif stores := find_stores(source):
             raw += stores
+            _mention_labelled(source)
         else:
             scenes += _ready_made(source)
     scenes += raw_scenes(raw)
-    return Inputs(tuple(_checked(scenes)), test_scenes)
+    return Inputs(tuple(_checked(scenes)), test_scenes, pattern)
+
+
+def _mention_labelled(source: Path) -> None:
+    """A labelled file beside raw scenes is no part of them; say so."""
+    for path in source.glob("*.mat") if source.is_dir() else ():
+        logger.warning("%s is not read; give it as a source of its own to use it", path)
 
 
 def _ready_made(source: Path) -> list[SyncScene]:
@@ -73,6 +86,8 @@ def _checked(scenes: list[Scene]) -> list[Scene]:
     seen: dict[tuple[str, str | None], Scene] = {}
     for scene in scenes:
         check_scene_name(scene.name)
+        if scene.name == LABELED and scene.source != "nyu_labeled":
+            raise DataError(f"scene {LABELED}: this name is kept for labelled images; rename it")
         other = seen.setdefault((scene.name, scene.part), scene)
         if other is not scene:
             raise DataError(
@@ -86,8 +101,8 @@ def describe_pattern(
     rgb: str | None,
     depth: str | None,
     *,
-    depth_scale: float,
-    invalid: str,
+    depth_scale: float | None,
+    invalid: str | None,
     intrinsics: str | None,
 ) -> Pattern | None:
     """The pattern that words of a command line describe, None without any.
@@ -96,8 +111,10 @@ def describe_pattern(
         ConfigError: half a description, or a word that is no number.
     """
     if rgb is None and depth is None:
-        if intrinsics is not None:
-            raise ConfigError("--intrinsics: describes files of --rgb and --depth; give these too")
+        words = {"depth-scale": depth_scale, "invalid": invalid, "intrinsics": intrinsics}
+        for name, value in words.items():
+            if value is not None:
+                raise ConfigError(f"--{name}: describes files of --rgb and --depth; give these too")
         return None
     if rgb is None or depth is None:
         raise ConfigError("--rgb and --depth: expected both or neither, as 'frame-{index}.png'")
@@ -106,7 +123,11 @@ def describe_pattern(
         fx, fy, cx, cy = _numbers("--intrinsics", intrinsics, float, count=4)
         K = ((fx, 0.0, cx), (0.0, fy, cy), (0.0, 0.0, 1.0))
     return Pattern(
-        rgb, depth, depth_scale=depth_scale, invalid=_numbers("--invalid", invalid, int), K=K
+        rgb,
+        depth,
+        depth_scale=1000.0 if depth_scale is None else depth_scale,
+        invalid=_numbers("--invalid", "0,65535" if invalid is None else invalid, int),
+        K=K,
     )
 
 

@@ -4,13 +4,12 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, get_context, parent_process
+from contextlib import contextmanager
+from multiprocessing import active_children, connection, get_context, parent_process
 from types import FrameType
-
-from threadpoolctl import threadpool_limits
 
 from llm_mde.data.shard import ShardPlan, ShardResult, ShardSettings, write_shard
 from llm_mde.errors import ConfigError, DataError, LlmMdeError
@@ -21,7 +20,7 @@ REACH_S = 5  # seconds to answer
 
 def on_processes(
     plans: Sequence[ShardPlan], settings: ShardSettings, *, jobs: int
-) -> Iterator[ShardResult]:
+) -> Generator[ShardResult, None, None]:
     """Write shards on `jobs` processes of this machine.
 
     Raises:
@@ -34,11 +33,13 @@ def on_processes(
     todo = iter(plans)
     # "spawn": a fork of a process that runs threads (torch, a progress bar) may hang
     with ProcessPoolExecutor(jobs, get_context("spawn"), _enter_worker) as pool:
+        others = set(active_children())
         waiting: set[Future[ShardResult]] = set()
         try:
             while True:
                 for plan in todo:
-                    waiting.add(pool.submit(write_shard, plan, settings))
+                    with _held_back(signal.SIGINT):  # workers start here, deaf until they are ready
+                        waiting.add(pool.submit(write_shard, plan, settings))
                     if len(waiting) > jobs:  # one ahead, so that nobody waits
                         break
                 if not waiting:
@@ -51,15 +52,27 @@ def on_processes(
                 f"{settings.out}: a worker process was killed (out of memory?); run the same "
                 "command again to continue, with fewer --jobs if memory is short"
             ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            for worker in set(active_children()) - others:
+                worker.terminate()  # a shard may take minutes, and would be thrown away
+            raise
 
 
 def _enter_worker() -> None:
     """Ctrl-C ends a worker without a traceback, and none outlives a parent that was killed."""
     signal.signal(signal.SIGINT, _leave)
-    threadpool_limits(1)  # each worker has a core; their linear algebra must not share it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_watch_parent, daemon=True).start()
+
+
+@contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """A signal that comes in the block is delivered after it; processes born in it are deaf too."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:
@@ -89,7 +102,7 @@ def _check_reachable(address: str) -> None:
 
 def on_ray(
     plans: Sequence[ShardPlan], settings: ShardSettings, *, address: str
-) -> Iterator[ShardResult]:
+) -> Generator[ShardResult, None, None]:
     """Write shards on every core of a Ray cluster; each node sees the same sources and folder.
 
     Raises:

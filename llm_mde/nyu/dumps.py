@@ -52,7 +52,7 @@ class Store:
         if self.prefix is None:
             try:
                 with os.scandir(self.path) as entries:
-                    return {e.name: e.stat().st_size for e in entries if parse_name(e.name)}
+                    return {e.name: _file_size(e) for e in entries if parse_name(e.name)}
             except OSError as error:
                 raise DataError(f"{self.path}: cannot be listed ({error.strerror})") from error
         found = {}
@@ -70,6 +70,8 @@ class Store:
         """
         try:
             if self.prefix is None:
+                if not (self.path / name).is_file():  # a pipe would be waited for
+                    raise FileNotFoundError("is no file, or a link to none")
                 with (self.path / name).open("rb") as file:
                     return file.read(PPM_BYTES + 1)
             with _open_zip(self.path, os.getpid()).open(self.prefix + name) as member:
@@ -81,6 +83,11 @@ class Store:
     def label(self, name: str) -> str:
         """How messages name the file."""
         return str(self.path / name if self.prefix is None else self.path / (self.prefix + name))
+
+
+def _file_size(entry: os.DirEntry[str]) -> int:
+    """Bytes of a file; 0 for a broken link or anything else that is none."""
+    return entry.stat().st_size if entry.is_file() else 0
 
 
 @lru_cache(maxsize=OPEN_ZIPS)
@@ -203,7 +210,7 @@ def _folder_stores(path: Path, depth: int) -> Iterable[tuple[str, Store]]:
         yield path.resolve().name, Store(path)
         return
     for entry in entries:
-        if entry.suffix == ".zip" and entry.is_file():
+        if entry.suffix.lower() == ".zip" and entry.is_file():
             yield from _zip_stores(entry)
         elif depth and entry.is_dir() and not entry.name.endswith("_out"):
             yield from _folder_stores(entry, depth - 1)
@@ -223,7 +230,7 @@ def find_stores(source: Path) -> list[tuple[str, Store]]:
         raise DataError(f"{source}: does not exist, {EXPECTED}")
     if source.is_dir():
         return list(_folder_stores(source, _MAX_DEPTH))
-    if source.suffix == ".zip":
+    if source.suffix.lower() == ".zip":
         return list(_zip_stores(source))
     raise DataError(f"{source}: is a file, {EXPECTED}")
 

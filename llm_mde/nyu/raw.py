@@ -59,10 +59,8 @@ def _check_size(payload: bytes, expected: int, *, name: str) -> None:
     got = len(payload)
     if got != expected:
         verdict: Verdict = "undecodable" if got > expected else "truncated" if got else "empty"
-        what = "too long" if got > expected else verdict
-        raise DamagedFile(
-            verdict, f"{name}: expected {expected} bytes, got {got} ({what}); {AGAIN}"
-        )
+        came = "more" if got > expected else f"{got} ({verdict})"
+        raise DamagedFile(verdict, f"{name}: expected {expected} bytes, got {came}; {AGAIN}")
 
 
 def _check_header(payload: bytes, header: bytes, *, name: str) -> None:

@@ -103,6 +103,15 @@ def may_hold_test_image(name: str) -> bool:
     return name not in official_scenes() and scene_type(name) in SCENE_TYPES
 
 
+def looks_official(name: str) -> bool:
+    """Whether a name is one that NYU Depth V2 raw may have and may hold a test image.
+
+    Its folders are numbered far below 1000; generated rooms start at 9001.
+    """
+    number = re.search(r"\d+", name)
+    return may_hold_test_image(name) and number is not None and int(number[0]) < 1000
+
+
 def assign_splits(
     names: Iterable[str],
     *,
@@ -119,7 +128,8 @@ def assign_splits(
 
     `official`: folders that may hold a test image are held out, 5 % of the other groups are `val`.
     Without test_scenes a folder of an official type may hold one unless it is listed; with them,
-    only those folders do, and folders named by a bare type (`bathroom`), which are not raw ones.
+    only those folders do, unlisted parts of the same places (`kitchen_0004b` beside a test image's
+    `kitchen_0004a`), and folders named by a bare type (`bathroom`), which are not raw ones.
     `scene`: seeded shares of all groups, 5 % `val` and 10 % `test`, groups never cut. `auto`: see
     `resolve_rule`. A share is at least one group, `val` from two groups on, `test` from three on,
     and is spread over the scene types.
@@ -130,12 +140,14 @@ def assign_splits(
     names = sorted(names)
     rule = resolve_rule(names, rule, labelled=test_scenes is not None or bool(trainable))
 
+    test_places = {scene_group(name) for name in test_scenes or ()}
+
     def is_held(name: str) -> bool:
         if test_scenes is not None and name in test_scenes:
             return True
         if rule != "official" or name in trainable:
             return False
-        guess = test_scenes is None or name in SCENE_TYPES
+        guess = test_scenes is None or name in SCENE_TYPES or scene_group(name) in test_places
         return guess and may_hold_test_image(name)
 
     held = {name for name in names if is_held(name)}

@@ -188,7 +188,7 @@ def test_pack_refuses_what_is_no_scene(mistake, tmp_path) -> None:
     scene = write_scene(tmp_path / "raw", "office_0001")
     for path in scene.glob("r-*.ppm"):
         path.unlink()
-    assert "no frame with both RGB and depth in 1 scenes" in mistake("pack", scene, "--out", out)
+    assert "no frame with both RGB and depth in any scene" in mistake("pack", scene, "--out", out)
     assert not out.exists()
 
 

@@ -1,3 +1,4 @@
+import os
 import pickle
 import subprocess
 import sys
@@ -162,6 +163,18 @@ def test_a_damaged_zip_member_costs_that_member_only(tmp_path):
         scene.read(damaged.depth)
     assert scene.load(damaged)[1][0].verdict == "undecodable"
     assert scene.load(good)[0] is not None
+
+
+def test_links_to_nothing_and_pipes_cost_their_frame_only(tmp_path):
+    folder = write_scene(tmp_path, "den_0001", frames=3)
+    for frame, make in ((0, lambda path: path.symlink_to(tmp_path / "gone")), (1, os.mkfifo)):
+        path = folder / raw_names(frame)[0]
+        path.unlink()
+        make(path)
+    (scene,) = scenes_of(folder)
+    results = [scene.load(pair) for pair in scene.pairs()]
+    assert [frame is not None for frame, _ in results] == [False, False, True]
+    assert [findings[0].verdict for _, findings in results] == ["undecodable", "undecodable", "ok"]
 
 
 def test_packing_needs_no_torch():

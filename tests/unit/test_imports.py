@@ -16,8 +16,8 @@ ROOMS = (
     ("nyu.", "synth"),
     (
         "data.",
-        "folder record members index sources shard lists layout workers estimate merge report pack "
-        "scan verify show plan augment stream",
+        "folder record members index sources shard lists layout workers estimate claim merge "
+        "report pack scan verify show plan augment stream",
     ),
     ("model.", "vit language prompt prototypes reprogram lora head depth_model"),
     ("scoring.", "losses metrics protocols baselines evaluate"),
@@ -38,7 +38,7 @@ HOMES = {
     "mlflow": {"tracking.mlflow"},
     "h5py": {"nyu.labeled"},
     "numba": {"nyu.compiled"},
-    "threadpoolctl": {"data.workers"},
+    "threadpoolctl": {"data.shard"},
     "pcodec": {"data.record"},
     "ray": {"studies.sweep", "data.workers"},
     "torch.distributed": {"dist"},

@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from llm_mde.data import pack as pack_module
 from llm_mde.data import record
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import open_index
@@ -20,6 +21,7 @@ from llm_mde.data.pack import pack
 from llm_mde.data.sources import collect
 from llm_mde.errors import ConfigError, DataError
 from llm_mde.nyu.aligned import Pattern
+from tests.support.mat import write as write_mat
 from tests.support.rawscene import (
     disparity_image,
     pgm_bytes,
@@ -177,7 +179,7 @@ def test_packing_into_a_finished_pack_changes_nothing(packed, source):
 
 
 def test_another_input_is_not_taken_for_already_packed(packed, source):
-    with pytest.raises(DataError, match="holds a pack with other input files"):
+    with pytest.raises(DataError, match="holds a pack of other input files"):
         pack([source / "hall_0002"], out=packed[0], jobs=1, settings=PAIRS)
 
 
@@ -187,7 +189,7 @@ def test_a_mended_file_is_another_input(tmp_path):
     (scene / raw_names(1)[0]).write_bytes(whole[:1000])
     pack([scene], out=tmp_path / "out", jobs=1, max_lost=1)
     (scene / raw_names(1)[0]).write_bytes(whole)
-    with pytest.raises(DataError, match="holds a pack with other input files"):
+    with pytest.raises(DataError, match="holds a pack of other input files"):
         pack([scene], out=tmp_path / "out", jobs=1)
 
 
@@ -234,13 +236,98 @@ def test_a_damaged_file_ends_the_run_where_that_is_asked_for(damaged, tmp_path):
 
 
 def test_too_many_lost_frames_end_the_run_and_a_higher_cap_continues(damaged, tmp_path):
-    with pytest.raises(DataError, match=r"4 of 6 frames cannot be used, more than .* 0\.5 that"):
-        pack([damaged], out=tmp_path / "out", jobs=1, max_lost=0.5)
+    with pytest.raises(DataError, match=r"3 of 6 frames cannot be used, more than .* 0\.4 that"):
+        pack([damaged], out=tmp_path / "out", jobs=1, max_lost=0.4)
     assert not (tmp_path / "out" / "pack.json").exists()
-    shard = tmp_path / "out" / "train-000000.tar"
-    before = shard.stat().st_mtime_ns
-    report = pack([damaged], out=tmp_path / "out", jobs=1, max_lost=0.7)
-    assert sum(report.counts.values()) == 2 and shard.stat().st_mtime_ns == before
+    report = pack([damaged], out=tmp_path / "out", jobs=1, max_lost=0.5)
+    assert sum(report.counts.values()) == 2
+
+
+@pytest.mark.parametrize("cut", [1000, 614417])
+def test_mended_files_are_packed_when_an_unfinished_pack_goes_on(tmp_path, cut):
+    """Whether the file was cut short, or damaged at its full size; whole shards stay."""
+    scene = write_scene(tmp_path / "raw", "den_0001", frames=4)
+    path = scene / raw_names(3)[0]
+    whole = path.read_bytes()
+    path.write_bytes((b"x" * len(whole))[:cut])
+    with pytest.raises(DataError, match="1 of 4 frames cannot be used"):
+        pack([scene], out=tmp_path / "out", jobs=1, settings=PAIRS)
+    path.write_bytes(whole)
+    first = (tmp_path / "out" / "train-000000.tar").stat().st_mtime_ns
+    assert sum(pack([scene], out=tmp_path / "out", jobs=1, settings=PAIRS).counts.values()) == 4
+    kept = (tmp_path / "out" / "train-000000.tar").stat().st_mtime_ns == first
+    assert kept == (cut == 614417)  # another size: the scene's shards are written anew
+    pack([scene], out=tmp_path / "whole", jobs=1, settings=PAIRS)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_finished_pack_with_damaged_files_is_no_answer_to_raise(damaged, tmp_path):
+    pack([damaged], out=tmp_path / "out", jobs=1, max_lost=1)
+    with pytest.raises(DataError, match="packed before with damaged files left out"):
+        pack([damaged], out=tmp_path / "out", jobs=1, on_corrupt="raise")
+
+
+def test_another_meaning_of_the_files_is_another_pack(tmp_path, tiny):
+    pack_tiny(tiny, tmp_path / "out")
+    other = Pattern(TINY.rgb, TINY.depth, depth_scale=5000)
+    with pytest.raises(DataError, match="holds a pack with pattern .*1000.0.*5000"):
+        pack([tiny], out=tmp_path / "out", pattern=other, settings=PAIRS, jobs=1)
+
+
+def test_a_shard_that_vanished_is_written_again(tmp_path, tiny, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, "merge", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pack_tiny(tiny, tmp_path / "out")
+    (tmp_path / "out" / "train-000000.tar").unlink()
+    (tmp_path / "out" / "train-000099.tar").write_bytes(b"of a longer plan")
+    pack_tiny(tiny, tmp_path / "out")
+    pack_tiny(tiny, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_the_first_moments_of_a_killed_run_leave_is_no_hindrance(tmp_path, tiny):
+    (tmp_path / "out" / "unfinished").mkdir(parents=True)
+    (tmp_path / "out" / "unfinished" / ".plan.json.0a1b.tmp").write_text("{")
+    pack_tiny(tiny, tmp_path / "out")
+
+
+def test_labelled_images_are_all_packed_whatever_the_stride(tmp_path):
+    report = pack(
+        [write_mat(tmp_path / "labeled.mat")],
+        out=tmp_path / "out",
+        settings=PackSettings(stride=7),
+        jobs=1,
+    )
+    assert sum(report.counts.values()) == 5 and report.counts["test"] == 2
+    assert report.verdicts == {"ok": 15}
+
+
+def test_filling_leaves_out_a_frame_that_is_far_away_everywhere(tmp_path):
+    scene = write_scene(tmp_path, "den_0001", frames=2)
+    far = np.full((480, 640), 1070)  # 15.6 m, stored as 10 m
+    far[0, 0] = 2047
+    (scene / raw_names(0)[0]).write_bytes(pgm_bytes(far))
+    settings = PackSettings(fill=True)
+    report = pack([scene], out=tmp_path / "out", jobs=1, settings=settings, max_lost=1)
+    assert sum(report.counts.values()) == 1
+    row = files_of(tmp_path / "out")[f"den_0001/{raw_names(0)[0]}"]
+    assert (row["verdict"], row["reason"]) == ("empty", "no reading below 10 m to fill from")
+
+
+def test_scenes_without_frames_take_no_share_of_the_splits(tmp_path):
+    for number in range(4):
+        scene = write_scene(tmp_path / "raw", f"den_{number:04d}", frames=1)
+        if number:
+            (scene / raw_names(0)[1]).unlink()
+    report = pack([tmp_path / "raw"], out=tmp_path / "out", jobs=1)
+    assert report.counts == {"train": 1, "val": 0, "test": 0, "heldout": 0}
+
+
+def test_a_scene_that_may_hold_a_test_image_is_named_where_it_can_be_trained_on(tmp_path, caplog):
+    write_scene(tmp_path / "raw", "kitchen_0004a", frames=1)
+    pack([tmp_path / "raw"], out=tmp_path / "out", jobs=1)
+    assert "kitchen_0004a may hold an official test image" in caplog.text
 
 
 def test_stride_keeps_every_nth_frame_under_its_own_index(tmp_path):
@@ -313,7 +400,9 @@ def test_a_scene_without_rgb_costs_that_scene_only(tmp_path):
     row = files_of(tmp_path / "out")[f"den_0002/{raw_names(0)[0]}"]
     assert (row["verdict"], row["reason"]) == ("unpaired", "no frame uses it")
     (whole / raw_names(0)[1]).unlink()
-    with pytest.raises(DataError, match="no frame with both RGB and depth in 2 scenes; den"):
+    with pytest.raises(
+        DataError, match=r"no frame with both RGB and depth in any scene \(2 looked"
+    ):
         pack([tmp_path / "raw"], out=tmp_path / "none", jobs=1)
 
 

@@ -184,3 +184,26 @@ def test_generated_scenes_are_split_by_scene_unless_an_official_one_is_there():
 def test_names_that_cannot_be_keys_are_refused(name):
     with pytest.raises(DataError, match="rename the folder"):
         scenes.check_scene_name(name)
+
+
+def test_unlisted_parts_of_a_test_image_s_place_are_held_out():
+    names = ["kitchen_0004a", "kitchen_0004c", "kitchen_0005a", "bookstore_0001d", "den_0001"]
+    split = scenes.assign_splits(
+        names, rule="official", test_scenes=frozenset({"kitchen_0004a", "bookstore_0001a"})
+    )
+    held = {name for name, part in split.items() if part == "heldout"}
+    assert held == {"kitchen_0004a", "kitchen_0004c"}  # bookstore_0001d is officially trained on
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("kitchen_0004a", True),
+        ("kitchen_9004", False),  # generated
+        ("bookstore_0001d", False),  # listed
+        ("den_0001", False),
+        ("kitchen", False),
+    ],
+)
+def test_names_of_unlisted_nyu_folders_are_recognised(name, wanted):
+    assert scenes.looks_official(name) == wanted
