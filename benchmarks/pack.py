@@ -8,7 +8,9 @@ whole frame  raw bytes to a tar record with its SHA-256, beside the same in plai
              Pillow's and tarfile's defaults
 depth write, depth read
              16-bit depth as pcodec, beside PNG; their sizes are in the JSON and under the table
-toolbox      registration beside project_depth_map.m, whose folder is not part of this project
+fill         hole filling at 427x561 beside the solvers of `fill.py`
+toolbox      a folder, not part of this project, with project_depth_map.m, for registration, or
+             fill_depth_colorization.m, for filling: run once, minutes
 
 Both ways run in turn, so that a busy machine slows both; the ratio is taken pair by pair. Results
 are compared before they are timed. With LLM_MDE_TESTDATA set, the frame is the real one there.
@@ -19,26 +21,32 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import tarfile
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from llm_mde.data import record
 from llm_mde.nyu import kinect
+from llm_mde.nyu.fill import fill_colorization
 from llm_mde.nyu.frame import Frame
 from llm_mde.nyu.raw import PGM_HEADER, PPM_HEADER, parse_pgm, parse_ppm
 
 H, W = 480, 640
+CROP = np.s_[44:471, 40:601]  # the toolbox's, 427x561, around what holds readings
+TARGET_MS = {"register": 15, "whole frame": 30, "depth read": 1, "fill": 1500}
+Row = dict[str, Any]
 
 
 def undistort_plain(image: np.ndarray, camera: kinect.Camera, weight: np.ndarray) -> tuple:
@@ -135,7 +143,7 @@ def sample_plain(raw: Raw) -> tuple[bytes, str]:
 
 
 def raw_frame() -> Raw:
-    """The real pair where there is one, else a made one."""
+    """The real pair where there is one, else a made one: a noisy wall with holes."""
     folder = Path(os.environ.get("LLM_MDE_TESTDATA", "")) / "raw" / "basement_0001a"
     if folder.is_dir():
         pgm, ppm = (next(folder.glob(pattern)).read_bytes() for pattern in ("d-*", "r-*"))
@@ -143,6 +151,8 @@ def raw_frame() -> Raw:
     rng = np.random.default_rng(0)
     wall = np.linspace(850, 1020, W) + rng.normal(0, 1, (H, W))
     disparity = np.where(rng.random((H, W)) < 0.05, 2047, wall.round()).astype("<u2")
+    for i, j in rng.integers(0, (H - 40, W - 60), (12, 2)):
+        disparity[i : i + 40, j : j + 60] = 2047
     rgb = rng.integers(0, 256, (H // 8, W // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     return Raw(PGM_HEADER + disparity.tobytes(), PPM_HEADER + rgb.tobytes(), "made")
 
@@ -160,7 +170,7 @@ def compare(
     repeats: int,
     *,
     peer_ms: Callable[[Callable[[], object]], float] = ms,
-) -> dict:
+) -> Row:
     """Median milliseconds of both with their extremes, and the ratio pair by pair."""
     ours(), peer()  # compiled code, tables, caches
     times = [(ms(ours), peer_ms(peer)) for _ in range(repeats)]
@@ -182,20 +192,25 @@ def same(left: tuple[np.ndarray, ...], right: tuple[np.ndarray, ...]) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def registration(raw: Raw, repeats: int) -> dict[str, dict]:
-    """Registration beside plain numpy, alone and as a part of packing."""
-    same(kinect.register(*raw.arrays), register_plain(*raw.arrays))
-    return {
-        "register": {"peer": "plain numpy"}
-        | compare(
-            lambda: kinect.register(*raw.arrays), lambda: register_plain(*raw.arrays), repeats
-        ),
-        "whole frame": {"peer": "plain numpy, Pillow, tarfile"}
-        | compare(lambda: sample_ours(raw), lambda: sample_plain(raw), repeats),
-    }
+def registration(raw: Raw, repeats: int, toolbox: Path | None) -> Iterator[Row]:
+    """Registration, alone and as a part of packing, beside plain numpy and the toolbox itself."""
+    ours, plain = partial(kinect.register, *raw.arrays), partial(register_plain, *raw.arrays)
+    same(ours(), plain())
+    yield {"row": "register", "peer": "plain numpy"} | compare(ours, plain, repeats)
+    if toolbox and (toolbox / "project_depth_map.m").is_file():
+        from fill import run_octave
+
+        call = "[y2, y1] = project_depth_map(uint16(x2), uint8(x1))"
+        octave = partial(run_octave, toolbox, call, raw.arrays, [(H, W, 3), (H, W)])
+        pixels, metres = octave()[1]
+        same(ours(), (pixels, np.round(metres * 1000)))
+        times = compare(ours, octave, repeats, peer_ms=lambda call: octave()[0])
+        yield {"row": "register", "peer": "toolbox, Octave"} | times
+    times = compare(lambda: sample_ours(raw), lambda: sample_plain(raw), repeats)
+    yield {"row": "whole frame", "peer": "plain numpy, Pillow, tarfile"} | times
 
 
-def depth_codec(raw: Raw, repeats: int) -> dict[str, dict]:
+def depth_codec(raw: Raw, repeats: int, _toolbox: Path | None) -> Iterator[Row]:
     """16-bit depth as pcodec beside PNG."""
     depth_mm = kinect.register(*raw.arrays)[1]
     files = {codec: record.save_depth(depth_mm, codec) for codec in ("pco", "png")}
@@ -203,56 +218,49 @@ def depth_codec(raw: Raw, repeats: int) -> dict[str, dict]:
     write = {codec: partial(record.save_depth, depth_mm, codec) for codec in files}
     read = {codec: partial(record.load_depth, files[codec], f".{codec}", (H, W)) for codec in files}
     same((read["pco"](),), (read["png"](),))
+    for name, calls in (("depth write", write), ("depth read", read)):
+        times = compare(calls["pco"], calls["png"], 5 * repeats)
+        yield {"row": name, "peer": f"PNG level {record.PNG_LEVEL}"} | times | sizes
+
+
+def filling(raw: Raw, repeats: int, toolbox: Path | None) -> Iterator[Row]:
+    """Hole filling, the whole call, beside solutions of the assembled system; half the repeats."""
+    from fill import run_octave, solvers  # here, since tests import this file as a module
+
+    rgb, depth_mm = (np.ascontiguousarray(image[CROP]) for image in kinect.register(*raw.arrays))
+    ours = partial(fill_colorization, rgb, depth_mm / 1000)
+    filled, median = ours(), 0.0
+    for name, solve in solvers(rgb, depth_mm / 1000).items():
+        apart = float(np.abs(solve() - filled).max())
+        times = compare(ours, solve, -(-repeats // 2))
+        median = times["ours_ms"]
+        yield {"row": "fill", "peer": name} | times | {"apart_m": apart}
+    if toolbox and (toolbox / "fill_depth_colorization.m").is_file():
+        call, inputs = "y1 = fill_depth_colorization(x1, x2, 1)", (rgb / 255, depth_mm / 1000)
+        spent, [theirs] = run_octave(toolbox, call, inputs, [filled.shape])
+        times = {"ours_ms": median, "peer_ms": spent}
+        times |= dict.fromkeys(("ratio", "ratio_min", "ratio_max"), spent / median)
+        apart = float(np.abs(theirs - filled).max())
+        yield {"row": "fill", "peer": "toolbox, Octave, once"} | times | {"apart_m": apart}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores this process may use, and the commit where this is a clone."""
+    cpu = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return {
-        name: {"peer": f"PNG level {record.PNG_LEVEL}"}
-        | compare(calls["pco"], calls["png"], 5 * repeats)
-        | sizes
-        for name, calls in (("depth write", write), ("depth read", read))
+        "processor": cpu[1] if cpu else "unknown",
+        "cores": len(os.sched_getaffinity(0)),
+        "commit": done.stdout.strip() or "unknown",
     }
 
 
-OCTAVE = """
-addpath('{toolbox}');
-d = reshape(fread(fopen('{work}/d'), Inf, 'uint16=>uint16'), {W}, {H})';
-rgb = permute(reshape(fread(fopen('{work}/r'), Inf, 'uint8=>uint8'), 3, {W}, {H}), [3 2 1]);
-t = tic; [depth, rgb] = project_depth_map(d, rgb); t = toc(t);
-f = fopen('{work}/depth', 'w'); fwrite(f, depth', 'double'); fclose(f);
-f = fopen('{work}/rgb', 'w'); fwrite(f, permute(rgb, [3 2 1]), 'uint8'); fclose(f);
-printf('%.9f', t);
-"""
-
-
-def toolbox(raw: Raw, repeats: int, *, folder: Path) -> dict[str, dict]:
-    """Registration beside the toolbox itself, timed inside Octave, with the same results."""
-    with tempfile.TemporaryDirectory() as work:
-        rgb, disparity = raw.arrays
-        Path(work, "d").write_bytes(disparity.tobytes())
-        Path(work, "r").write_bytes(rgb.tobytes())
-        code = OCTAVE.format(toolbox=folder.resolve(), work=work, H=H, W=W)
-
-        def octave() -> float:
-            command = ["octave-cli", "--norc", "--eval", code]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            return 1000 * float(done.stdout)
-
-        times = compare(
-            lambda: kinect.register(rgb, disparity), octave, repeats, peer_ms=lambda call: call()
-        )
-        metres = np.fromfile(Path(work, "depth")).reshape(H, W)
-        pixels = np.fromfile(Path(work, "rgb"), np.uint8).reshape(H, W, 3)
-        same(kinect.register(rgb, disparity), (pixels, np.round(metres * 1000).astype(np.uint16)))
-    return {"toolbox": {"peer": "project_depth_map.m"} | times}
-
-
-def print_table(results: dict[str, dict]) -> None:
-    """One line a row; sizes below."""
-    print(f"{'':12} {'ours ms':>8} {'peer ms':>8} {'ratio (min..max)':>22}  peer")
-    for name, r in results.items():
-        spread = f"{r['ratio']:.1f} ({r['ratio_min']:.1f}..{r['ratio_max']:.1f})"
-        print(f"{name:12} {r['ours_ms']:8.2f} {r['peer_ms']:8.1f} {spread:>22}  {r['peer']}")
-    for name, size in results["depth write"].items():
-        if name.endswith("_bytes"):
-            print(f"{name.removesuffix('_bytes')} depth: {size} bytes")
+def print_row(r: Row) -> None:
+    """One line, with the target where there is one."""
+    spread = f"{r['ratio']:.1f} ({r['ratio_min']:.1f}..{r['ratio_max']:.1f})"
+    times = f"{r['ours_ms']:8.2f} {r['target_ms'] or '':>7} {r['peer_ms']:9.1f}"
+    print(f"{r['row']:12} {times} {spread:>22}  {r['peer']}", flush=True)
 
 
 def main() -> None:
@@ -260,21 +268,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--toolbox", type=Path, help="folder with project_depth_map.m")
+    parser.add_argument("--toolbox", type=Path, help="folder with the toolbox's .m files")
     args = parser.parse_args()
-    steps = [registration, depth_codec]
-    if args.toolbox:
-        if not shutil.which("octave-cli") or not (args.toolbox / "project_depth_map.m").is_file():
-            parser.error("--toolbox: needs octave-cli, and project_depth_map.m in the folder")
-        steps.append(partial(toolbox, folder=args.toolbox))
-    raw = raw_frame()
-    results: dict[str, dict] = {}
-    for step in steps:
-        results |= step(raw, args.repeats)
-    print(f"{raw.origin} frame 640x480, one core, {args.repeats} repeats, identical results")
-    print_table(results)
+    if args.toolbox and not shutil.which("octave-cli"):
+        parser.error("--toolbox: needs octave-cli")
+    raw, place = raw_frame(), machine()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of Octave, and of libraries that are loaded later
+    threadpool_limits(1)
+    print(f"{place['processor']}, {place['cores']} cores, one used; commit {place['commit']}")
+    print(f"{raw.origin} frame 640x480, fill 427x561, {args.repeats} repeats (fill: half)")
+    print(f"{'':12} {'ours ms':>8} {'target':>7} {'peer ms':>9} {'ratio (min..max)':>22}  peer")
+    rows = []
+    for step in (registration, depth_codec, filling):
+        for row in step(raw, args.repeats, args.toolbox):
+            rows.append(row | {"target_ms": TARGET_MS.get(row["row"])})
+            print_row(rows[-1])
+    sizes = next(row for row in rows if row["row"] == "depth write")
+    apart = max(row.get("apart_m", 0) for row in rows)
+    record_bytes = len(sample_ours(raw)[0])
+    print(
+        f"results identical, fill within {apart:.0e} m; record {record_bytes} bytes, "
+        f"depth {sizes['pco_bytes']} as pco, {sizes['png_bytes']} as png"
+    )
     if args.json:
-        args.json.write_text(json.dumps({"frame": raw.origin, "results": results}, indent=1) + "\n")
+        content = {"machine": place, "frame": raw.origin, "record_bytes": record_bytes}
+        args.json.write_text(json.dumps(content | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.rawscene import write_scene, zip_scenes
 
-KILLS = 24
+KILLS = 20
 SCENES, FRAMES = 12, 6
 
 
