@@ -68,24 +68,24 @@ class VitConfig(Frozen):
     revision: str | None = None
     """Hub revision (commit, tag or branch)."""
     tune: Literal["full", "lora", "frozen"] = "lora"
-    """What trains: all weights, adapters on the fused qkv, or nothing."""
+    """What trains: all weights, adapters on queries, keys and values, or nothing."""
     lora: LoraConfig = LoraConfig(r=96, alpha=192)
     """Adapters, used when `tune` is `lora`."""
 
 
 class LlmConfig(Frozen):
-    """The language backbone (a transformers BERT)."""
+    """The language backbone (a transformers text model such as BERT, GPT-2 or Llama)."""
 
     name: str = "google-bert/bert-base-uncased"
     """Hub name, local folder, or `random:{tiny,base}:<seed>`."""
     revision: str | None = None
     """Hub revision (commit, tag or branch)."""
     tune: Literal["full", "lora", "frozen"] = "lora"
-    """What trains: all weights, adapters on query, key and value, or nothing."""
+    """What trains: all weights, adapters on queries, keys and values, or nothing."""
     lora: LoraConfig = LoraConfig(r=32, alpha=64)
     """Adapters, used when `tune` is `lora`; alpha is not in the paper: 2 r, as in its ViT rows."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout of the language model's own layers (hidden states and attention)."""
+    """Dropout of the language model's own layers (those it has: hidden states, attention)."""
 
 
 class ReprogramConfig(Frozen):

@@ -15,7 +15,7 @@ from llm_mde.config import ModelConfig
 from llm_mde.errors import ConfigError
 from llm_mde.model.head import Head
 from llm_mde.model.language import Language
-from llm_mde.model.lora import LLM_TARGETS, VIT_TARGETS, tune
+from llm_mde.model.lora import tune
 from llm_mde.model.prompt import Prompt
 from llm_mde.model.prototypes import Prototypes
 from llm_mde.model.reprogram import Reprogram
@@ -31,7 +31,8 @@ OWNERS: dict[str, Part] = {
     "head": "head",
 }
 ADAPTERS: dict[str, Part] = {"vit": "lora_vit", "language": "lora_llm"}
-TOKENS = ("pos_embed", "cls_token", "reg_token")
+MAP = "prototypes.map"
+TOKENS = ("pos_embed", "cls_token", "reg_token", "dist_token", "relative_position_bias_table")
 
 
 class Role(NamedTuple):
@@ -85,8 +86,9 @@ class DepthModel(nn.Module):
 
     def groups(self) -> dict[str, Role]:
         """Part and weight decay of every trainable parameter, by name; ask before ZeRO-3."""
+        embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         return {
-            name: Role(part := _part(name), _decays(name, weight, part))
+            name: Role(_part(name), id(weight) not in embeddings and _decays(name, weight))
             for name, weight in self.named_parameters()
             if weight.requires_grad
         }
@@ -102,7 +104,7 @@ class DepthModel(nn.Module):
         return math.log(self.config.max_depth) + F.logsigmoid(z)
 
     def _tokens(self, image: Tensor) -> Tensor:
-        dtype = self.vit.model.patch_embed.proj.weight.dtype  # ZeRO-3 keeps it, but not the shape
+        dtype = next(self.vit.parameters()).dtype  # ZeRO-3 keeps it, but not the shape
         normal = ((image.float() / 255 - self.mean) / self.std).to(dtype)
         patches = self.reprogram(self.vit(normal), self.prototypes().to(dtype))  # (B, N, D)
         ids, mask = self.prompt(image)  # (B, P)
@@ -136,9 +138,9 @@ class DepthModel(nn.Module):
     def _tune(self, seed: int) -> None:
         vit, llm = self.config.vit, self.config.llm
         with seeded_rng(_seed(seed, "lora_vit")):
-            tune(self.vit, vit.tune, lora=vit.lora, targets=VIT_TARGETS)
+            tune(self.vit, vit.tune, lora=vit.lora, key="model.vit")
         with seeded_rng(_seed(seed, "lora_llm")):
-            tune(self.language, llm.tune, lora=llm.lora, targets=LLM_TARGETS)
+            tune(self.language, llm.tune, lora=llm.lora, key="model.llm")
 
     def _check_positions(self) -> None:
         needed = self.prompt.span + self.patches
@@ -162,11 +164,10 @@ def _seed(seed: int, part: str) -> int:
 
 def _part(name: str) -> Part:
     owner = name.partition(".")[0]
-    if name == "prototypes.map":
+    if name == MAP:
         return "prototypes"
     return ADAPTERS[owner] if ".lora_" in name else OWNERS[owner]
 
 
-def _decays(name: str, weight: Tensor, part: Part) -> bool:
-    embedding = "embeddings" in name or name.endswith(TOKENS)
-    return weight.ndim >= 2 and part != "prototypes" and not embedding
+def _decays(name: str, weight: Tensor) -> bool:
+    return weight.ndim >= 2 and name != MAP and not name.endswith(TOKENS)

@@ -1,36 +1,57 @@
-"""The language backbone: a BERT without pooler from the hub, from a folder, or rebuilt from a seed.
+"""The language backbone: a transformers text model from the hub, a folder, or rebuilt from a seed.
 
-Devlin et al. 2019, https://arxiv.org/abs/1810.04805.
+BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805), RoBERTa, DistilBERT and their kin read
+in both directions; GPT-2, Llama and theirs only backwards, and keep to that: a patch sees the
+prompt and the patches before it.
 """
 
-import re
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, BertTokenizer
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 from llm_mde.config import LlmConfig
 from llm_mde.errors import CheckpointError, ConfigError
 from llm_mde.model.vit import (
     FILES,
+    SHARDED,
     Identity,
     backbone_folder,
     parse_random,
     seeded_rng,
     weights_hash,
 )
+from llm_mde.model.vocabulary import Vocabulary, shipped_words
 
 KEY = "model.llm.name"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-WORD = re.compile(r"[A-Za-z]{2,}")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model")
+OTHER_FILES = (
+    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
+    *(SHARDED, "model-*.safetensors"),
+)
+NEEDED = ("inputs_embeds", "attention_mask", "position_ids")  # what a text model must take
+# What configurations call the dropout of a layer's outputs and of attention: BERT and RoBERTa;
+# DistilBERT and OPT, Llama; GPT-2; GPT-NeoX; ModernBERT
+DROPOUTS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("dropout", "attention_dropout"),
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    *("hidden_dropout", "embedding_dropout", "mlp_dropout"),
+)
 
 # `base` is BERT-base (Devlin et al. 2019, section 3; V = 30522 of the uncased model).
 ARCHITECTURES = {
@@ -44,40 +65,8 @@ ARCHITECTURES = {
 }
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """The language model's token ids, for building tables; no tokenizer runs in a step."""
-
-    tokenizer: Any
-    """A transformers tokenizer."""
-
-    def pieces(self, text: str) -> list[int]:
-        """Ids of the word pieces of `text`, without special tokens."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-    @property
-    def start(self) -> int:
-        """Id of [CLS]."""
-        return self.tokenizer.cls_token_id
-
-    @property
-    def end(self) -> int:
-        """Id of [SEP]."""
-        return self.tokenizer.sep_token_id
-
-    @property
-    def pad(self) -> int:
-        """Id of [PAD]."""
-        return self.tokenizer.pad_token_id
-
-    def words(self) -> list[int]:
-        """Ids of whole words of two or more Latin letters, ascending: prototypes start there."""
-        ids = self.tokenizer.get_vocab()
-        return sorted(ids[token] for token in ids if WORD.fullmatch(token))
-
-
 class Language(nn.Module):
-    """A BERT that reads embeddings instead of ids."""
+    """A text model that reads embeddings instead of ids."""
 
     def __init__(self, config: LlmConfig) -> None:
         """Loads the backbone.
@@ -87,17 +76,13 @@ class Language(nn.Module):
         rows.
 
         Raises:
-            ConfigError: the name is unknown or is no BERT.
+            ConfigError: the name is unknown or is no text model that fits.
             CheckpointError: the hub can't be reached, or the folder lacks weights or a tokenizer.
         """
         super().__init__()
-        dropout = {
-            "hidden_dropout_prob": config.dropout,
-            "attention_probs_dropout_prob": config.dropout,
-        }
         random = parse_random(config.name, key=KEY)
         if random:
-            self.model, tokenizer = _random(*random, dropout=dropout)
+            self.model, tokenizer = _random(*random, dropout=config.dropout)
             revision = None
         else:
             folder, revision = backbone_folder(
@@ -105,18 +90,21 @@ class Language(nn.Module):
                 repo=config.name,
                 revision=config.revision,
                 key=KEY,
-                files=(*FILES, *TOKENIZER_FILES, "tokenizer_config.json"),
+                files=(*FILES, *TOKENIZER_FILES, *OTHER_FILES),
             )
-            self.model, tokenizer = _load(folder, dropout=dropout)
+            self.model, tokenizer = _load(folder, dropout=config.dropout)
         self.vocabulary = Vocabulary(tokenizer)
         self.identity = Identity(config.name, revision, weights_hash(self.model))
         self.embed_dim: int = self.model.config.hidden_size
-        self.positions: int = self.model.config.max_position_embeddings
+        self.causal = any(getattr(layer, "is_causal", False) for layer in self.model.modules())
+        self.offset = _position_offset(self.model)
+        self.positions = _positions(self.model.config) - self.offset
 
     @property
     def embeddings(self) -> nn.Embedding:
         """The layer that looks up the word embedding E (V, D)."""
-        return self.model.embeddings.word_embeddings
+        layer: nn.Embedding = self.model.get_input_embeddings()
+        return layer
 
     def forward(self, embeds: Tensor, *, mask: Tensor | None, positions: Tensor) -> Tensor:
         """Hidden states of the last layer.
@@ -124,14 +112,25 @@ class Language(nn.Module):
         embeds (B, T, D); mask bool (B, T), False where a token is padding, or None where none is;
         positions int64 (1, T) or (B, T) -> (B, T, D).
         """
-        if mask is not None:
-            # Four dimensions pass through transformers as they are; with two it asks the GPU, every
-            # step, whether they are all ones.
-            T = mask.shape[1]
-            mask = mask[:, None, None, :].expand(-1, 1, T, -1)  # (B, 1, T, T)
         return self.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions
+            inputs_embeds=embeds,
+            attention_mask=self._visible(embeds, mask),
+            position_ids=positions + self.offset,
+            **({"use_cache": False} if self.causal else {}),
         ).last_hidden_state
+
+    def _visible(self, embeds: Tensor, mask: Tensor | None) -> Tensor | None:
+        """What each token sees, bool (B, 1, T, T), or None for everything."""
+        # Four dimensions pass through transformers as they are. With two it asks the GPU, every
+        # step, whether they are all ones; with none a causal model takes the gap between a short
+        # prompt's positions and the patches' for the border of two texts.
+        B, T = embeds.shape[:2]
+        seen = None if mask is None else mask[:, None, None, :].expand(-1, 1, T, -1)  # (B, 1, T, T)
+        if not self.causal:
+            return seen
+        earlier = torch.ones(T, T, dtype=torch.bool, device=embeds.device).tril()
+        earlier = earlier.expand(B, 1, T, T)
+        return earlier if seen is None else earlier & seen
 
     def save(self, folder: Path) -> None:
         """Writes the whole backbone with its tokenizer; the folder's path then works as a name."""
@@ -141,18 +140,10 @@ class Language(nn.Module):
         self.vocabulary.tokenizer.save_pretrained(folder)
 
 
-def shipped_words() -> list[str]:
-    """The word list of random language models: special tokens, 0..255, the prompt's words, others.
-
-    As in BERT's own list `dataset` is two pieces, so that prompts are as long as with BERT.
-    """
-    text = (resources.files("llm_mde.model") / "words.txt").read_text(encoding="utf-8")
-    return text.split()
-
-
-def _random(size: str, seed: int, *, dropout: dict[str, float]) -> tuple[Any, Any]:
+def _random(size: str, seed: int, *, dropout: float) -> tuple[Any, Any]:
     words = shipped_words()
-    config = BertConfig(**{"vocab_size": len(words), **ARCHITECTURES[size]}, **dropout)
+    config = BertConfig(**{"vocab_size": len(words), **ARCHITECTURES[size]})
+    _set_dropout(config, dropout)
     config._attn_implementation = "sdpa"
     with seeded_rng(seed):
         model = BertModel(config, add_pooling_layer=False)
@@ -164,26 +155,28 @@ def _made_up(number: int) -> str:
     return "x" + str(number).translate(str.maketrans("0123456789", "abcdefghij"))
 
 
-def _load(folder: Path, *, dropout: dict[str, float]) -> tuple[Any, Any]:
+def _load(folder: Path, *, dropout: float) -> tuple[Any, Any]:
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise CheckpointError(f"{KEY}: no {' or '.join(TOKENIZER_FILES)} in {folder}")
+        raise CheckpointError(f"{KEY}: no tokenizer ({' or '.join(TOKENIZER_FILES)}) in {folder}")
     try:
         config = AutoConfig.from_pretrained(folder)
-        if config.model_type != "bert":
-            raise ConfigError(f"{KEY}: expected a BERT in {folder}, got {config.model_type}")
+        family = _family(config, folder=folder)
+        _set_dropout(config, dropout)
+        poolable = "add_pooling_layer" in inspect.signature(family.__init__).parameters
         with _quiet():
-            model, report = BertModel.from_pretrained(
+            model, report = family.from_pretrained(
                 folder,
-                add_pooling_layer=False,
+                config=config,
                 attn_implementation="sdpa",
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
-                **dropout,
+                **({"add_pooling_layer": False} if poolable else {}),
             )
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{KEY}: {folder} can't be read: {error}") from error
+    _check_words(model, folder=folder)
     if report["missing_keys"] or len(tokenizer) > config.vocab_size:
         missing = sorted(report["missing_keys"])
         raise CheckpointError(
@@ -191,6 +184,61 @@ def _load(folder: Path, *, dropout: dict[str, float]) -> tuple[Any, Any]:
             f"{missing[:1]}, {len(tokenizer)} tokens for {config.vocab_size} embeddings"
         )
     return model, tokenizer
+
+
+def _family(config: Any, *, folder: Path) -> Any:
+    """The network of a configuration, if it reads embeddings at given positions."""
+    family: Any = MODEL_MAPPING.get(type(config), None)
+    taken = inspect.signature(family.forward).parameters if hasattr(family, "forward") else {}
+    problem = None
+    if config.is_encoder_decoder:
+        problem = "an encoder-decoder"
+    elif missing := [name for name in NEEDED if name not in taken]:
+        problem = f"one whose forward takes no {', '.join(missing)}"
+    elif missing := [
+        name
+        for name in ("hidden_size", "max_position_embeddings")
+        if not getattr(config, name, None)
+    ]:
+        problem = f"one whose config.json has no {', '.join(missing)}"
+    elif not family._supports_sdpa:
+        problem = "one without fused attention (SDPA)"
+    if problem:
+        raise ConfigError(
+            f"{KEY}: expected a text model like BERT, RoBERTa, DistilBERT, GPT-2 or Llama in "
+            f"{folder}, got {config.model_type}, {problem}"
+        )
+    return family
+
+
+def _check_words(model: Any, *, folder: Path) -> None:
+    words, width = model.get_input_embeddings(), model.config.hidden_size
+    if not isinstance(words, nn.Embedding) or words.embedding_dim != width:
+        got = words.embedding_dim if isinstance(words, nn.Embedding) else type(words).__name__
+        raise ConfigError(
+            f"{KEY}: expected word embeddings as wide as the hidden states ({width}) in {folder}, "
+            f"got {got}"
+        )
+
+
+def _set_dropout(config: Any, dropout: float) -> None:
+    for name in DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+
+
+def _positions(config: Any) -> int:
+    """How many tokens fit: the position limit, or a smaller window that a local layer sees."""
+    window: int | None = getattr(config, "sliding_window", None)
+    limit: int = config.max_position_embeddings
+    return min(limit, window or limit)
+
+
+def _position_offset(model: nn.Module) -> int:
+    """RoBERTa's positions start after the row of the padding token; others' start at 0."""
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    padding = [getattr(table, "padding_idx", None) for table in tables]
+    return padding[0] + 1 if padding and padding[0] is not None else 0
 
 
 @contextmanager

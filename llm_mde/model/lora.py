@@ -13,34 +13,64 @@ from peft import inject_adapter_in_model
 from torch import Tensor, nn
 
 from llm_mde.config import LoraConfig, ModelConfig
-from llm_mde.errors import CheckpointError
+from llm_mde.errors import CheckpointError, ConfigError
 
-VIT_TARGETS: tuple[str, ...] = ("qkv",)
-LLM_TARGETS: tuple[str, ...] = ("query", "key", "value")
+# Last names of the layers that make queries, keys and values, fused in one or not. A backbone's are
+# the first row it has whole.
+TARGETS: tuple[tuple[str, ...], ...] = (
+    ("qkv",),  # timm
+    ("query", "key", "value"),  # BERT, RoBERTa
+    ("q_lin", "k_lin", "v_lin"),  # DistilBERT
+    ("q_proj", "k_proj", "v_proj"),  # Llama, Mistral, Qwen, Gemma, OPT; EVA-02 in timm
+    ("c_attn",),  # GPT-2, with a transposed weight
+    ("query_key_value",),  # GPT-NeoX
+    ("qkv_proj",),  # Phi-3
+    ("Wqkv",),  # ModernBERT
+)
 PREFIX = "base_model.model."  # of every name in PEFT's adapter_model.safetensors
 
 Tune = Literal["full", "lora", "frozen"]
 
 
-def tune(backbone: nn.Module, how: Tune, *, lora: LoraConfig, targets: tuple[str, ...]) -> None:
+def tune(backbone: nn.Module, how: Tune, *, lora: LoraConfig, key: str) -> None:
     """Sets `requires_grad` of a backbone's weights, in place, and adds adapters for `lora`.
 
-    `targets` are the last names of the linear layers that get adapters.
+    `key` is the backbone's place in the configuration, for the message.
+
+    Raises:
+        ConfigError: `lora`, and no layer of the backbone has a name that we know.
     """
     backbone.requires_grad_(how == "full")
+    names = targets(backbone)
+    if how == "lora" and not names:
+        known = "; ".join(", ".join(row) for row in TARGETS)
+        raise ConfigError(
+            f"{key}.tune: expected full or frozen, got lora: none of the layers it adapts is in "
+            f"this network ({known})"
+        )
     if how == "lora":
-        inject_adapter_in_model(_peft(lora, list(targets)), backbone)
+        peft = _peft(lora, list(names))
+        # GPT-2 keeps its weights transposed, in a layer of its own.
+        peft.fan_in_fan_out = any(type(m).__name__ == "Conv1D" for m in backbone.modules())
+        inject_adapter_in_model(peft, backbone)
     found = {name for name, weight in backbone.named_parameters() if weight.requires_grad}
-    assert found == trainable_names(backbone, how, targets=targets)
+    assert found == trainable_names(backbone, how)
 
 
-def trainable_names(backbone: nn.Module, how: Tune, *, targets: tuple[str, ...]) -> set[str]:
+def targets(backbone: nn.Module) -> tuple[str, ...]:
+    """Last names of the layers of a backbone that get adapters; empty if it has none we know."""
+    found = {name.rpartition(".")[2] for name, _ in backbone.named_modules()}
+    return next((row for row in TARGETS if found.issuperset(row)), ())
+
+
+def trainable_names(backbone: nn.Module, how: Tune) -> set[str]:
     """Names of exactly the weights that may train, from the structure alone."""
     if how == "full":
         return {name for name, _ in backbone.named_parameters()}
     if how == "frozen":
         return set()
-    layers = [name for name, _ in backbone.named_modules() if name.rpartition(".")[2] in targets]
+    last = targets(backbone)
+    layers = [name for name, _ in backbone.named_modules() if name.rpartition(".")[2] in last]
     return {f"{layer}.lora_{side}.default.weight" for layer in layers for side in "AB"}
 
 
@@ -48,20 +78,22 @@ def adapter_config(config: ModelConfig) -> PeftConfig | None:
     """PEFT's configuration of all adapters of a `DepthModel`, or None where there are none.
 
     One file describes both backbones: the ranks of the language model are PEFT's `rank_pattern`
-    beside those of the ViT. PEFT keeps one dropout, so it is the first backbone's; it only acts in
-    training.
+    beside those of the ViT. Its pattern of layers is that of every family, of which a network has
+    one. PEFT keeps one dropout, so it is the first backbone's; it only acts in training.
     """
-    vit, llm = config.vit, config.llm
-    tuned = [("vit", vit.lora, VIT_TARGETS)] if vit.tune == "lora" else []
-    tuned += [("language", llm.lora, LLM_TARGETS)] if llm.tune == "lora" else []
+    how = {
+        "vit": (config.vit.tune, config.vit.lora),
+        "language": (config.llm.tune, config.llm.lora),
+    }
+    tuned = {name: lora for name, (tune, lora) in how.items() if tune == "lora"}
     if not tuned:
         return None
-    pattern = "|".join(rf"{name}\..*\.({'|'.join(targets)})" for name, _, targets in tuned)
+    names = "|".join(name for row in TARGETS for name in row)
     first, *others = tuned
-    whole = _peft(first[1], pattern)
-    for name, lora, _ in others:
-        whole.rank_pattern[rf"{name}\..*"] = lora.r
-        whole.alpha_pattern[rf"{name}\..*"] = lora.alpha
+    whole = _peft(tuned[first], rf"({'|'.join(tuned)})\..*\.({names})")
+    for name in others:
+        whole.rank_pattern[rf"{name}\..*"] = tuned[name].r
+        whole.alpha_pattern[rf"{name}\..*"] = tuned[name].alpha
     return whole
 
 

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llm_mde.model.language import Vocabulary
+from llm_mde.errors import ConfigError
+from llm_mde.model.vocabulary import Vocabulary
 
 # section II.B, from the darkest of seven equal ranges of luminance to the brightest
 CLASSES = (
@@ -26,6 +27,7 @@ FIXED = (
     "dataset: indoor rooms seen by a depth camera. "
     "task: estimate the distance of every image patch in meters."
 )
+LOW, HIGH, MEDIAN = " pixels: min", ", max", ", median"  # each before a space and a number
 LEVELS = 256
 LUMA = (299, 587, 114)  # ITU-R BT.601, in thousandths
 EDGES = tuple(-(-LEVELS * k // len(CLASSES)) for k in range(1, len(CLASSES) + 1))
@@ -71,8 +73,9 @@ def statistics(image: Tensor) -> Statistics:
 class Prompt(nn.Module):
     """Token ids of each image's prompt, by table lookup; the same length for every image.
 
-    `[CLS] dataset: ... task: ... pixels: min {a}, max {b}, median {c}. class: {name}. [SEP]`,
-    shorter ones padded and masked: a number inside its place, a class name at the end.
+    `[CLS] dataset: ... task: ... pixels: min {a}, max {b}, median {c}. class: {name}. [SEP]` with
+    the special tokens that the tokenizer itself adds; shorter ones padded and masked: a number
+    inside its place, a class name at the end.
     """
 
     low_text: Tensor
@@ -83,20 +86,15 @@ class Prompt(nn.Module):
     fixed: Tensor
 
     def __init__(self, vocabulary: Vocabulary, *, mode: Literal["apg", "fixed", "none"]) -> None:
-        """Builds the tables of one tokenizer; a token that is -1 in them is padding."""
+        """Builds the tables of one tokenizer; a token that is -1 in them is padding.
+
+        Raises:
+            ConfigError: the tokenizer merges words of the prompt with their neighbours.
+        """
         super().__init__()
         self.mode = mode
         self.pad = vocabulary.pad
-        pieces, end = vocabulary.pieces, vocabulary.end
-        start = [vocabulary.start, *pieces(FIXED)]
-        tables = {
-            "low_text": [[*start, *pieces("pixels: min")]],
-            "high_text": [pieces(", max")],
-            "median_text": [pieces(", median")],
-            "numbers": [pieces(str(value)) for value in range(LEVELS)],
-            "tails": [[*pieces(f". class: {name}."), end] for name in CLASSES],
-            "fixed": [[*start, end]],
-        }
+        tables = _tables(vocabulary)
         ragged = any(len(row) < len(max(rows, key=len)) for rows in tables.values() for row in rows)
         self.padded = mode == "apg" and ragged  # else every mask is all True
         for name, rows in tables.items():
@@ -132,6 +130,43 @@ class Prompt(nn.Module):
             ],
             dim=1,
         )  # (B, P)
+
+
+def _tables(vocabulary: Vocabulary) -> dict[str, list[list[int]]]:
+    """Ids of each part, cut out of whole prompts: many tokenizers mark the space before a word."""
+    pieces, start, end = vocabulary.pieces, vocabulary.start, vocabulary.end
+    low = FIXED + LOW
+    high = f"{low} 0{HIGH}"
+    median = f"{high} 0{MEDIAN}"
+    tables = {
+        "low_text": [start + pieces(low)],
+        "high_text": [pieces(HIGH, after=f"{low} 0")],
+        "median_text": [pieces(MEDIAN, after=f"{high} 0")],
+        "numbers": [pieces(f" {value}", after=low) for value in range(LEVELS)],
+        "tails": [pieces(f". class: {name}.", after=f"{median} 0") + end for name in CLASSES],
+        "fixed": [start + pieces(FIXED) + end],
+    }
+    _check_tables(tables, vocabulary)
+    return tables
+
+
+def _check_tables(tables: dict[str, list[list[int]]], vocabulary: Vocabulary) -> None:
+    texts, joined = [], []
+    for value in range(LEVELS):
+        label = value % len(CLASSES)
+        texts.append(
+            f"{FIXED}{LOW} {value}{HIGH} {value}{MEDIAN} {value}. class: {CLASSES[label]}."
+        )
+        number, tail = tables["numbers"][value], tables["tails"][label]
+        low, high, median = (tables[name][0] for name in ("low_text", "high_text", "median_text"))
+        joined.append([*low, *number, *high, *number, *median, *number, *tail])
+    for text, ours, want in zip(texts, joined, vocabulary.batch(texts), strict=True):
+        if ours != want:
+            raise ConfigError(
+                "model.llm.name: prompts are made from tables of their parts, but this tokenizer "
+                f"joins neighbouring parts of {text[len(FIXED) + 1 :]!r}; expected one that cuts "
+                "at spaces and punctuation"
+            )
 
 
 def _table(rows: list[list[int]]) -> Tensor:

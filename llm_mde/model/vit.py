@@ -16,8 +16,8 @@ import timm
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
-from timm.models import VisionTransformer, save_for_hf
+from safetensors import SafetensorError
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from llm_mde.config import VitConfig
@@ -25,6 +25,10 @@ from llm_mde.errors import CheckpointError, ConfigError
 
 WEIGHTS = "model.safetensors"
 FILES = ("config.json", WEIGHTS)
+SHARDED = "model.safetensors.index.json"  # in place of one large file
+# What a network must have, whatever its class: timm's ViT, DeiT, BEiT, EVA and others do.
+NEEDED = ("num_prefix_tokens", "embed_dim", "reset_classifier", "set_input_size")
+NEEDED_EMBED = ("grid_size", "patch_size")
 RANDOM = re.compile(r"random:(tiny|base):(\d+)")
 
 # timm's ViT-Ti/16 and ViT-B/16; `tiny` keeps the former's width and heads with 4 of its 12 layers.
@@ -46,13 +50,13 @@ class Identity(NamedTuple):
 
 
 class ViT(nn.Module):
-    """Patch tokens of a timm ViT: after its final norm, without class and register tokens."""
+    """Patch tokens of a timm ViT: after its final norm, without class and other prefix tokens."""
 
     def __init__(self, config: VitConfig, *, image_size: tuple[int, int]) -> None:
         """Loads the backbone for images of `image_size` (height, width) in pixels.
 
         Raises:
-            ConfigError: the name is unknown, or the size is not a multiple of the patch.
+            ConfigError: the name is unknown or no ViT's, or the size is no multiple of the patch.
             CheckpointError: the hub can't be reached, or the folder lacks weights.
         """
         super().__init__()
@@ -62,10 +66,11 @@ class ViT(nn.Module):
         else:
             folder, revision = _folder(config)
             self.model = _load(folder)
-        self.model.reset_classifier(0, global_pool="")  # calling it gives every token, normalised
+        _give_every_token(self.model)
         self.identity = Identity(config.name, revision, weights_hash(self.model))
         _check_size(image_size, patch=self.model.patch_embed.patch_size)
         self.model.set_input_size(image_size)  # resamples the position embedding
+        _cast_coordinates(self.model)
         self.embed_dim: int = self.model.embed_dim
         self.grid: tuple[int, int] = self.model.patch_embed.grid_size
         self.mean: tuple[float, ...] = tuple(self.model.pretrained_cfg["mean"])
@@ -132,26 +137,11 @@ def backbone_folder(
             raise ConfigError(f"{key}: no folder {name}")
         folder = _download(repo, revision=revision, key=key, files=files)
     for file in FILES:
-        if not (folder / file).is_file():
+        if not (folder / file).is_file() and not (file == WEIGHTS and (folder / SHARDED).is_file()):
             raise CheckpointError(
                 f"{key}: no {file} in {folder}, expected {' and '.join(FILES)} as the hub has them"
             )
     return folder, folder.name if folder.parent.name == "snapshots" else None
-
-
-def check_tensors(module: nn.Module, file: Path, *, key: str) -> None:
-    """Every weight of `module` has a tensor of its name in `file`.
-
-    Raises:
-        CheckpointError: some have none, so they would silently stay random.
-    """
-    with safe_open(file, framework="pt") as tensors:
-        missing = sorted(set(module.state_dict()) - set(tensors.keys()))
-    if missing:
-        raise CheckpointError(
-            f"{key}: {file} lacks {len(missing)} tensors of the network its config.json names, "
-            f"the first is {missing[0]}"
-        )
 
 
 def _download(repo: str, *, revision: str | None, key: str, files: tuple[str, ...]) -> Path:
@@ -160,7 +150,8 @@ def _download(repo: str, *, revision: str | None, key: str, files: tuple[str, ..
     except (LocalEntryNotFoundError, ConnectionError) as error:
         raise CheckpointError(
             f"{key}: {repo} is not in the local cache and the hub can't be reached; download "
-            f"{', '.join(files)} elsewhere and set {key} to their folder, or use random:tiny:0"
+            f"{', '.join(FILES)} (and a language model's tokenizer files) elsewhere and set {key} "
+            "to their folder, or use random:tiny:0"
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         at = f" at {revision}" if revision else ""
@@ -191,13 +182,42 @@ def _timm_repo(name: str, *, key: str) -> str:
 def _load(folder: Path) -> Any:
     key = "model.vit.name"
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
-        if not isinstance(model, VisionTransformer):
-            raise ConfigError(f"{key}: expected a ViT in {folder}, got {type(model).__name__}")
-        check_tensors(model, folder / WEIGHTS, key=key)
+        # With its classifier, if it has one: without, timm would leave missing weights random.
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{key}: {folder} can't be read: {_first_line(error)}") from error
+    embed = getattr(model, "patch_embed", None)
+    missing = [name for name in NEEDED if not hasattr(model, name)]
+    missing += [f"patch_embed.{name}" for name in NEEDED_EMBED if not hasattr(embed, name)]
+    if missing:
+        raise ConfigError(
+            f"{key}: expected a ViT in {folder}, got {type(model).__name__} without "
+            f"{', '.join(missing)}"
+        )
     return model
+
+
+def _give_every_token(model: Any) -> None:
+    """Makes a call return all tokens, normalised, and lets every layer be called as a layer."""
+    model.reset_classifier(0, global_pool="")
+    if hasattr(model, "head_dist"):
+        # DeiT's distilled head takes its two tokens, whatever the pooling.
+        model.forward = model.forward_features
+    for layer in model.modules():
+        if hasattr(layer, "qkv_bias_separate"):
+            # Else EVA and BEiT read the weight of `qkv` past the adapters (and ZeRO-3's gathering).
+            layer.qkv_bias_separate = True
+
+
+def _cast_coordinates(model: nn.Module) -> None:
+    # The MLP that makes relative positions reads a buffer, which stays fp32 beside bf16 weights.
+    for layer in model.modules():
+        if hasattr(layer, "rel_coords_log"):
+            layer.get_submodule("mlp").register_forward_pre_hook(_in_the_dtype_of_weights)
+
+
+def _in_the_dtype_of_weights(module: nn.Module, args: tuple[Tensor]) -> Tensor:
+    return args[0].to(next(module.parameters()).dtype)
 
 
 def _random(size: str, seed: int, *, image_size: tuple[int, int]) -> Any:

@@ -9,8 +9,6 @@ from llm_mde.config import LoraConfig, ModelConfig
 from llm_mde.errors import CheckpointError
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.model.lora import (
-    LLM_TARGETS,
-    VIT_TARGETS,
     adapter_config,
     adapter_state,
     load_adapter_state,
@@ -84,9 +82,9 @@ def test_exactly_the_adapters_train(vit: str, llm: str, layers: int) -> None:
     ]
     assert len(found) == 2 * layers
     assert all(".lora_A." in name or ".lora_B." in name for name in found)
-    names = trainable_names(model.vit, vit, targets=VIT_TARGETS)
+    names = trainable_names(model.vit, vit)
     names = {f"vit.{name}" for name in names} | {
-        f"language.{name}" for name in trainable_names(model.language, llm, targets=LLM_TARGETS)
+        f"language.{name}" for name in trainable_names(model.language, llm)
     }
     assert set(found) == names
 

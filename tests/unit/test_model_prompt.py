@@ -7,8 +7,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizer
 
 from llm_mde.config import LlmConfig
-from llm_mde.model.language import Language, Vocabulary, shipped_words
+from llm_mde.model.language import Language
 from llm_mde.model.prompt import CLASSES, Prompt, statistics
+from llm_mde.model.vocabulary import Vocabulary, shipped_words
 
 SENTENCES = (
     "dataset: indoor rooms seen by a depth camera. "
