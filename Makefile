@@ -25,7 +25,7 @@ lint: install
 	$(BIN)/mypy llm_mde
 
 unit: install
-	$(BIN)/python -m pytest -q tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 tests/unit
 
 ranks: install
 	$(BIN)/python -m pytest -q tests/ranks tests/flow

@@ -82,6 +82,7 @@ COMMANDS = (
     ),
     ("eval", models.evaluate, "llm-mde eval runs/nyu --shards /data/nyu --split val"),
     ("predict", models.predict, "llm-mde predict room.jpg --adapter runs/nyu/adapter --out depth"),
+    ("export", models.export, "llm-mde export onnx runs/nyu/adapter --out nyu.onnx"),
     (
         "sweep",
         studies.sweep,

@@ -1,7 +1,7 @@
 """Training, scores and depth maps."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -88,3 +88,28 @@ def predict(
         written = run_prediction(images, adapter=adapter, out=out, progress=report)
     lines = [f"{made.image}: {made.depth}, {made.figure}" for made in written]
     say({"predictions": [made.payload() for made in written]}, lines, as_json=as_json)
+
+
+def export(
+    kind: Annotated[
+        Literal["merge", "onnx", "pt2"],
+        typer.Argument(help="merge: folder with everything; onnx, pt2: one file.", metavar="KIND"),
+    ],
+    source: Annotated[
+        Path, typer.Argument(help="A run folder or an adapter folder.", metavar="RUN_OR_ADAPTER")
+    ],
+    out: Annotated[Path, typer.Option(help="File, or folder for merge; must not exist.")],
+    as_json: Json = False,
+) -> None:
+    """Write the whole model for other programs.
+
+    Adapters are merged into the weights.
+
+    What was written is opened again and compared with the live model on a few images; the largest
+    difference in metres is printed, and above its bound nothing is kept. onnx needs
+    pip install 'llm-mde[export]'.
+    """
+    from llm_mde.inference.export import export as run_export
+
+    made = run_export(source, out, kind=kind)
+    say(made.payload(), made.lines(), as_json=as_json)

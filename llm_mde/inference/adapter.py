@@ -2,59 +2,43 @@
 
     adapter_config.json, adapter_model.safetensors    PEFT's own two files (where something is LoRA)
     head.safetensors      prototypes E', Eq. 1's attention, adaptation head with its statistics
-    vit/, llm/            a fully tuned backbone, whole, in its library's format
-    llm_mde.json          model settings, names and hashes of the backbones, scores
+    vit/, llm/            a fully tuned or merged backbone, whole, in its library's format
+    llm_mde.json          model settings, names and hashes of the backbones, scores, data
     README.md             model card
 
 It holds E' (V' x D), not the map M (V' x V), which stays in checkpoints.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llm_mde.config import ModelConfig
+from llm_mde.config import DataConfig, ModelConfig
 from llm_mde.errors import CheckpointError, LlmMdeError
+from llm_mde.inference.card import (
+    CARD,
+    README,
+    Provenance,
+    described,
+    read_card,
+    settings_of,
+    write_card,
+)
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.model.lora import adapter_config, adapter_state, load_adapter_state
 from llm_mde.model.vit import Identity, weights_hash
 
-FORMAT = "llm-mde adapter 1"
 BACKBONES = {"vit": "vit", "llm": "language"}  # folder and setting -> the model's attribute
-CARD, LORA, REST = "llm_mde.json", "adapter_model.safetensors", "head.safetensors"
+LORA, REST = "adapter_model.safetensors", "head.safetensors"
+FILES = (CARD, README, LORA, REST, "adapter_config.json", *(f"{name}/*" for name in BACKBONES))
 OWN_PARTS = ("reprogram.", "head.")
 PROTOTYPES = "prototypes"
-
-SHOWN = ("abs_rel", "rmse", "delta1")
-MODEL_CARD = """\
----
-library_name: llm-mde
-pipeline_tag: depth-estimation
-license: other
----
-
-# LLM-MDE adapter
-
-Monocular depth up to {max_depth:g} m with `{vit}` and `{llm}`
-(Xia et al. 2024, https://arxiv.org/abs/2409.01133). The licences of the training data and of the
-backbones apply.
-
-    llm-mde predict IMAGE --adapter THIS_FOLDER --out DIR
-
-Scores; `val/...` is the protocol `metric` (metres), the others are named in front:
-
-| score | value |
-|---|---|
-{rows}
-"""
 
 
 def save(
@@ -64,6 +48,7 @@ def save(
     *,
     seed: int,
     scores: dict[str, float],
+    data: DataConfig | None = None,
 ) -> None:
     """Write an adapter folder, whole or not at all; an older one of that name is replaced.
 
@@ -73,16 +58,26 @@ def save(
         folder: the adapter folder.
         seed: the seed the model was built from.
         scores: `split/metric` numbers for the card.
+        data: shards and splits, for the card.
     """
     # Built anew on the CPU: the live model may be split over ranks (ZeRO-3) and in bf16.
     model = DepthModel(config, seed=seed)
     unknown = model.load_state_dict(state, strict=False).unexpected_keys
     assert not unknown and state.keys() >= set(model.trainable_state())
-    model.eval()
+    replace(model.eval(), folder, config=config, provenance=Provenance(scores, described(data)))
+
+
+def replace(
+    model: DepthModel, folder: Path, *, config: ModelConfig, provenance: Provenance
+) -> None:
+    """Write the adapter folder of a model, whole or not at all, in place of an older one.
+
+    `config` says what to write of each backbone: its adapters, all of it (`full`), or its name.
+    """
     aside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    _write(model, aside, scores=scores)
+    _write(model, aside, config=_portable(model, config), provenance=provenance)
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -91,8 +86,7 @@ def save(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(model: DepthModel, folder: Path, *, scores: dict[str, float]) -> None:
-    config = _portable(model.config)
+def _write(model: DepthModel, folder: Path, *, config: ModelConfig, provenance: Provenance) -> None:
     peft = adapter_config(config)
     if peft is not None:
         # PEFT leaves these two empty for a custom model, and then nobody can tell what it adapts.
@@ -114,29 +108,20 @@ def _write(model: DepthModel, folder: Path, *, scores: dict[str, float]) -> None
         if settings.tune == "full":
             backbone.save(folder / name)
             sha256 = weights_hash(backbone.model)
-        backbones[name] = {
-            "name": settings.name,
-            "revision": backbone.identity.revision,
-            "sha256": sha256,
-        }
-    card = {
-        "format": FORMAT,
-        "model": config.model_dump(mode="json"),
-        "backbones": backbones,
-        "scores": scores,
-    }
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_model_card(config, scores), encoding="utf-8")
+        backbones[name] = {"name": settings.name, "revision": settings.revision, "sha256": sha256}
+    write_card(folder, config, backbones, provenance)
     _share(folder)
 
 
-def _portable(config: ModelConfig) -> ModelConfig:
-    """The same settings with local backbone folders by their absolute paths."""
+def _portable(model: DepthModel, config: ModelConfig) -> ModelConfig:
+    """The same settings, local backbone folders by absolute paths, hub ones by their commits."""
     tree = config.model_dump()
-    for name in BACKBONES:
+    for name, attribute in BACKBONES.items():
+        identity = getattr(model, attribute).identity
         folder = Path(tree[name]["name"]).expanduser()
         if folder.is_dir():
             tree[name]["name"] = str(folder.absolute())
+        tree[name]["revision"] = identity.revision or tree[name]["revision"]
     return ModelConfig.model_validate(tree)
 
 
@@ -149,13 +134,6 @@ def _share(folder: Path) -> None:
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def _model_card(config: ModelConfig, scores: dict[str, float]) -> str:
-    rows = [f"| {k} | {v:.4f} |" for k, v in scores.items() if k.rpartition("/")[2] in SHOWN]
-    return MODEL_CARD.format(
-        max_depth=config.max_depth, vit=config.vit.name, llm=config.llm.name, rows="\n".join(rows)
-    )
 
 
 def find(source: Path) -> Path:
@@ -172,37 +150,13 @@ def find(source: Path) -> Path:
     )
 
 
-def read_card(folder: Path) -> dict[str, Any]:
-    """The contents of `llm_mde.json`.
-
-    Raises:
-        CheckpointError: it is damaged or of another format.
-    """
-    path = folder / CARD
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable JSON: {error}") from error
-    found = card.get("format") if isinstance(card, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{path}: expected format {FORMAT!r}, got {found!r}")
-    whole: dict[str, Any] = card
-    return whole
-
-
 def as_base(folder: Path) -> ModelConfig:
     """The settings that rebuild the adapter's model: fully tuned backbones become its own folders.
 
     Raises:
         CheckpointError: the card is damaged.
     """
-    path = folder / CARD
-    try:
-        config = ModelConfig.model_validate(read_card(folder).get("model"))
-    except ValidationError as error:
-        fields = ", ".join(".".join(map(str, item["loc"])) or "model" for item in error.errors())
-        raise CheckpointError(f"{path}: unusable model settings: {fields}") from error
-    tree = config.model_dump()
+    tree = settings_of(folder).model_dump()
     for name in BACKBONES:
         if tree[name]["tune"] == "full":
             own = str((folder / name).absolute())
@@ -221,7 +175,9 @@ def load(source: Path) -> DepthModel:
     try:
         model = DepthModel(config, seed=0)
     except LlmMdeError as error:
-        raise CheckpointError(f"{folder}: its backbones cannot be loaded: {error}") from error
+        raise CheckpointError(
+            f"{folder}: its backbones cannot be loaded: {error}; {CARD} there names them"
+        ) from error
     for name, attribute in BACKBONES.items():
         _check_hash(card, name, getattr(model, attribute).identity, folder=folder)
     _fill(model, _read(folder / REST), path=folder / REST)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llm_mde import dist
-from llm_mde.config import Config, ModelConfig
+from llm_mde.config import Config, DataConfig, ModelConfig
 from llm_mde.data.index import Index
 from llm_mde.data.plan import Part, Plan
 from llm_mde.data.stream import Shape, evaluation_batches, training_batches
@@ -43,6 +43,7 @@ class Export(Protocol):
         *,
         seed: int,
         scores: dict[str, float],
+        data: DataConfig | None = None,
     ) -> None:
         """Called on rank 0 at every new best."""
 
@@ -212,7 +213,8 @@ def _export(run: Run, scores: dict[str, float]) -> None:
     state = trained_state(run.engine)
     if run.ranks.rank == 0:
         folder = run.config.run_dir / "adapter"
-        run.export(run.config.model, state, folder, seed=run.config.seed, scores=scores)
+        config = run.config
+        run.export(config.model, state, folder, seed=config.seed, scores=scores, data=config.data)
         run.tracker.artifacts(folder, "adapter")
     dist.barrier()
 

@@ -78,7 +78,7 @@ def ds_json(stage: int, *, whole_below: int = 10_000, **more: Any) -> dict[str, 
     return ds | more
 
 
-def no_export(config, state, folder, *, seed, scores):
+def no_export(config, state, folder, *, seed, scores, data=None):
     """Instead of an adapter folder: what would go into it."""
     torch.save(state, folder.parent / "exported.pt")
 

@@ -6,19 +6,31 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from llm_mde.config import Config, ModelConfig
+from llm_mde.config import Config, DataConfig, ModelConfig
 from llm_mde.errors import CheckpointError
 from llm_mde.inference import adapter
+from llm_mde.inference.card import Provenance, read_card, write_card
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.model.head import Head
 from llm_mde.model.lora import adapter_state
 from llm_mde.model.reprogram import Reprogram
 from llm_mde.recipes import load, shipped
 
-SCORES = {"val/abs_rel": 0.1234, "val/loss": 2.5, "val_paper/delta1": 0.9}
+SCORES = {
+    "val/abs_rel": 0.1234,
+    "val/delta1": 0.5,
+    "val/loss": 2.5,
+    "val_paper/delta1": 0.9,
+    "val_mean_map/rmse": 1.5,
+    "val/images": 66.0,
+    "val/cropped": 0.0,
+    "val/left_out": 2.0,
+}
+DATA = DataConfig(shards="s3://bucket/private/rooms/", train_split="few-shot-1")
 LORA = {"r": 4, "alpha": 6.0, "dropout": 0.0}
 
 
@@ -47,7 +59,7 @@ def trained(config: ModelConfig) -> DepthModel:
 def save(model: DepthModel, folder: Path) -> Path:
     state = model.state_dict()
     changed = {name: state[name].clone() for name in model.trainable_state()}
-    adapter.save(model.config, changed, folder, seed=3, scores=SCORES)
+    adapter.save(model.config, changed, folder, seed=3, scores=SCORES, data=DATA)
     return folder
 
 
@@ -141,6 +153,7 @@ def test_peft_settings_name_the_base_and_the_class(saved: Path) -> None:
 
 def test_peft_alone_loads_the_adapters(saved: Path, lora_model: DepthModel) -> None:
     base = DepthModel(settings("frozen", "frozen"), seed=3)
+    untuned = DepthModel(base.config, seed=3).eval().vit
     wrapped = PeftModel.from_pretrained(base, saved)
     want = adapter_state(lora_model)
     found = adapter_state(wrapped.base_model.model)
@@ -149,10 +162,20 @@ def test_peft_alone_loads_the_adapters(saved: Path, lora_model: DepthModel) -> N
     found_scales = [getattr(module, "scaling", None) for module in wrapped.modules()]
     scales = {scale["default"] for scale in found_scales if isinstance(scale, dict)}
     assert scales == {6.0 / 4, 6.0 / 2}
+    network = wrapped.base_model.model.eval()
+    image = images()[:1].float() / 127.5 - 1
+    embeds = torch.randn(1, 5, 128, generator=torch.Generator().manual_seed(2))
+    places = torch.arange(5)[None]
+    with torch.no_grad():
+        assert torch.equal(network.vit(image), lora_model.vit(image))
+        assert not torch.equal(network.vit(image), untuned(image))
+        found_states = network.language(embeds, mask=None, positions=places)
+        want_states = lora_model.language(embeds, mask=None, positions=places)
+        assert torch.equal(found_states, want_states)
 
 
 def test_card_names_model_backbones_and_scores(saved: Path, lora_model: DepthModel) -> None:
-    card = adapter.read_card(saved)
+    card = read_card(saved)
     assert card["format"] == "llm-mde adapter 1"
     assert ModelConfig.model_validate(card["model"]) == lora_model.config
     assert card["backbones"]["vit"] == {
@@ -161,10 +184,66 @@ def test_card_names_model_backbones_and_scores(saved: Path, lora_model: DepthMod
         "sha256": lora_model.vit.identity.sha256,
     }
     assert card["scores"] == SCORES
+    assert card["data"] == {
+        "shards": "rooms",
+        "train_split": "few-shot-1",
+        "val_split": "val",
+        "depth": "raw",
+    }
+
+
+def test_model_card_tells_protocol_pixels_data_and_use(saved: Path) -> None:
     readme = (saved / "README.md").read_text()
-    assert readme.startswith("---\nlibrary_name: llm-mde\n")
-    assert "| val/abs_rel | 0.1234 |\n| val_paper/delta1 | 0.9000 |\n" in readme
-    assert "val/loss" not in readme
+    assert (
+        "| split | protocol | abs_rel | rmse | delta1 |\n|---|---|---|---|---|\n"
+        "| val | `metric`: metres as predicted | 0.1234 | - | 0.5000 |\n"
+        "| val | `paper`: each image's depths min-max normalised | - | - | 0.9000 |\n"
+        "| val | baseline: mean depth map of the training images | - | 1.5000 | - |\n"
+    ) in readme
+    assert "`val`: 66 images (2 without a reading left out), no crop, pixels with" in readme
+    assert "split `few-shot-1` of the shards `rooms` (raw depth), scored on split `val`" in readme
+    assert "bucket" not in readme
+    code = readme.partition("```python\n")[2].partition("```")[0]
+    assert len(code.strip().splitlines()) == 5
+    compile(code, "card", "exec")
+
+
+def test_the_hub_understands_the_model_cards_head(saved: Path) -> None:
+    data = ModelCard.load(saved / "README.md").data
+    assert data.library_name == "llm-mde"
+    assert data.pipeline_tag == "depth-estimation"
+    assert (data.license, data.license_name) == ("other", "backbones-and-training-data")
+    assert data.base_model is None  # random ones are on no hub
+
+
+@pytest.mark.parametrize("how", ["lora", "full"])
+def test_backbones_of_the_hub_are_named_by_commit(tmp_path: Path, how: str) -> None:
+    model = trained(settings(how, "frozen"))
+    names = {"vit": "vit_small_patch16_224", "llm": "owner/bert"}
+    commits = {"vit": "a" * 40, "llm": "b" * 40}
+    tree = model.config.model_dump()
+    for part, network in (("vit", model.vit), ("llm", model.language)):
+        tree[part]["name"] = names[part]
+        network.identity = network.identity._replace(name=names[part], revision=commits[part])
+    provenance = Provenance()
+    config = ModelConfig.model_validate(tree)
+    adapter.replace(model, tmp_path / "a", config=config, provenance=provenance)
+    card = read_card(tmp_path / "a")
+    assert {part: card["model"][part]["revision"] for part in names} == commits
+    assert {part: card["backbones"][part]["revision"] for part in names} == commits
+    data = ModelCard.load(tmp_path / "a" / "README.md").data
+    assert data.base_model == ["timm/vit_small_patch16_224", "owner/bert"]
+    assert data.to_dict()["base_model_relation"] == {"lora": "adapter", "full": "finetune"}[how]
+    assert "Not recorded." in (tmp_path / "a" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("cropped", "words"), [(4, "(0 without a reading left out), Eigen crop,"), (1, "crop in 1,")]
+)
+def test_model_card_names_the_crop(tmp_path: Path, cropped: int, words: str) -> None:
+    scores = {"val/abs_rel": 0.1, "val/images": 4.0, "val/cropped": float(cropped)}
+    write_card(tmp_path, Config().model, {}, Provenance(scores))
+    assert words in (tmp_path / "README.md").read_text()
 
 
 def test_reference_adapter_is_under_40_mb() -> None:
@@ -229,7 +308,7 @@ def test_other_weights_under_the_bases_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_base_of_another_size_is_refused(folder: Path) -> None:
-    card = adapter.read_card(folder)
+    card = read_card(folder)
     card["model"]["image_size"] = [96, 100]
     change_card(folder, model=card["model"])
     with pytest.raises(CheckpointError, match="its backbones cannot be loaded: model.image_size"):

@@ -18,7 +18,18 @@ from tests.support.rawscene import write_scene
 from tests.support.run import write_run
 from tests.support.shards import write_shards
 
-COMMANDS = ("synth", "pack", "verify", "inspect", "train", "eval", "predict", "sweep", "demo")
+COMMANDS = (
+    "synth",
+    "pack",
+    "verify",
+    "inspect",
+    "train",
+    "eval",
+    "predict",
+    "export",
+    "sweep",
+    "demo",
+)
 HEAVY = ("torch", "deepspeed", "ray", "mlflow", "transformers", "timm", "peft", "numpy")
 
 

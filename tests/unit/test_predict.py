@@ -10,7 +10,8 @@ from PIL import Image
 from llm_mde import figures
 from llm_mde.errors import CheckpointError, DataError
 from llm_mde.inference import adapter
-from llm_mde.inference.predict import check_image, depth_of, predict, read_image
+from llm_mde.inference.image import as_rgb, check_image, read_image
+from llm_mde.inference.predict import depth_of, predict
 from llm_mde.model.depth_model import DepthModel
 from tests.support.run import write_run
 
@@ -126,12 +127,92 @@ def test_the_cameras_rotation_is_applied(run: Path, tmp_path: Path) -> None:
         assert depth.size == (30, 50)
 
 
+def test_of_an_animation_the_first_picture_counts(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue", "green")]
+    path = tmp_path / "moving.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert read_image(path)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_pictures_in_memory_are_what_files_are(run: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = write(tmp_path / "phone.png", rgb(), exif=exif)
+    with Image.open(path) as opened:
+        assert np.array_equal(as_rgb(opened), read_image(path))
+        found = depth_of(adapter.load(run), opened)
+    assert found.shape == (50, 30)
+    assert np.array_equal(found, depth_of(adapter.load(run), read_image(path)))
+
+
+def test_arrays_of_every_layout_are_pictures() -> None:
+    want, grey = rgb(), rgb()[..., 0]
+    repeated = np.stack([grey] * 3, axis=-1)
+    alpha = np.concatenate([want, want[..., :1]], axis=-1)
+    for array, found in (
+        (want, want),
+        (grey, repeated),
+        (grey[..., None], repeated),
+        (alpha, want),
+        (want[::-1, ::-1], want[::-1, ::-1]),
+    ):
+        assert np.array_equal(as_rgb(array), found)
+
+
+NAN = np.full((4, 5, 3), 0.5, np.float32)
+NAN[0, 0, :2] = np.nan, np.inf
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (NAN, r"got float32 \(4, 5, 3\) with 2 values that are NaN or infinite"),
+        (np.zeros((4, 5, 3)), r"array uint8 .* of 0\.\.255, got float64 \(4, 5, 3\)$"),
+        (np.zeros((4, 5), np.uint16), r"got uint16 \(4, 5\)"),
+        (np.zeros((3, 4, 5), np.uint8), r"got uint8 \(3, 4, 5\)"),
+        (np.zeros((1, 4, 5, 3), np.uint8), r"got uint8 \(1, 4, 5, 3\)"),
+        (np.zeros((0, 5, 3), np.uint8), "5x0 pixels, expected at least 1x1"),
+        ("room.jpg", "got str"),
+        (Image.new("F", (4, 4)), "floating-point pixels"),
+        (Image.new("LAB", (4, 4)), "pixels of kind LAB, expected grey, RGB"),
+        (Image.new("1", (20000, 20000)), "20000x20000 pixels, expected at most 50000000"),
+    ],
+)
+def test_what_is_no_picture_is_named(image: object, message: str) -> None:
+    with pytest.raises(DataError, match=rf"^image: .*{message}"):
+        as_rgb(image)
+
+
+def test_the_network_sees_the_backbones_own_interpolation(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapter.load(run)
+    seen: list[np.ndarray] = []
+    predict_tensor = model.predict
+
+    def record(image, size=None):
+        seen.append(image[0].permute(1, 2, 0).numpy())
+        return predict_tensor(image, size)
+
+    monkeypatch.setattr(model, "predict", record)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 500, 3), np.uint8)
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    for name, resampling in filters.items():
+        model.vit.interpolation = name
+        depth_of(model, noise)
+        want = np.asarray(Image.fromarray(noise).resize((128, 96), resampling))
+        assert np.abs(seen[-1].astype(int) - want).max() <= 1  # antialiased, as Pillow does
+
+
 def test_nothing_is_written_when_one_input_is_no_image(run: Path, tmp_path: Path) -> None:
     good = write(tmp_path / "good.png", rgb())
     text = tmp_path / "notes.txt"
     text.write_text("not a picture")
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
     for bad, message in (
         (text, r"notes\.txt: not an image that can be read \(JPEG, PNG"),
+        (empty, r"empty\.jpg: empty file, not an image"),
         (tmp_path, r"is a folder, expected image files; try .*/\*\.jpg"),
         (tmp_path / "none.png", r"none\.png: no such file"),
     ):
