@@ -516,3 +516,20 @@ def test_jobs_and_cap_out_of_range_are_refused(tiny, tmp_path):
         pack_tiny(tiny, tmp_path / "out", jobs=0)
     with pytest.raises(ConfigError, match="max_lost: expected a share from 0 to 1, got 2"):
         pack_tiny(tiny, tmp_path / "out", max_lost=2)
+
+
+def test_the_labelled_file_goes_with_pairs_of_any_names(tmp_path, tiny):
+    inputs = collect([tiny, write_mat(tmp_path / "labeled.mat")], pattern=TINY)
+    assert {scene.source for scene in inputs.scenes} == {"pattern", "nyu_labeled"}
+    assert inputs.test_scenes == {"kitchen_0004a"}
+
+
+def test_an_object_store_that_does_not_answer_is_no_empty_one(monkeypatch, tiny):
+    folder = ShardFolder("memory://bucket/silent")
+
+    def gone(*_: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(type(folder._remote()), "info", gone)
+    with pytest.raises(DataError, match=r"pack\.json: cannot be read \(no route to host\)"):
+        pack_tiny(tiny, str(folder))
