@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from llm_mde.errors import ConfigError
-from llm_mde.launcher import launcher_variables
+from llm_mde.launcher import cores, launcher_variables
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def join(*, timeout_s: float = 1800.0) -> Ranks:
         _take_gpu()
     elif "OMP_NUM_THREADS" not in os.environ:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+        torch.set_num_threads(max(1, cores() // local))
     if not dist.is_initialized():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s)

@@ -64,6 +64,11 @@ def free_port() -> int:
     return port
 
 
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def visible_devices() -> list[str] | None:
     """The GPUs named by CUDA_VISIBLE_DEVICES; None where it is not set."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -10,16 +10,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llm_mde.data.folder import ShardFolder
+from llm_mde.data.index import MANIFEST, PLAN, UNFINISHED
 from llm_mde.data.layout import Layout
-from llm_mde.data.shard import UNFINISHED
 from llm_mde.errors import DataError
-
-PLAN = f"{UNFINISHED}/plan.json"
 
 
 def check_ours(folder: ShardFolder) -> None:
     """Nobody else's files are in the folder: it is a pack, an unfinished one, or empty."""
-    if folder.exists("pack.json") or folder.exists(PLAN):
+    if folder.exists(MANIFEST) or folder.exists(PLAN):
         return
     for name in folder.names():
         own = name.startswith(f"{UNFINISHED}/") or re.fullmatch(r"(.*/)?\.[^/]*\.tmp", name)
@@ -29,9 +27,9 @@ def check_ours(folder: ShardFolder) -> None:
 
 def finished(folder: ShardFolder, layout: Layout) -> dict[str, Any] | None:
     """The manifest of a pack that is complete, None where there is work to do."""
-    if not folder.exists("pack.json"):
+    if not folder.exists(MANIFEST):
         return None
-    manifest = _read_json(folder, "pack.json")
+    manifest = _read_json(folder, MANIFEST)
     _check_same(folder, manifest.get("settings"), layout)
     if manifest.get("input_sha256") != layout.input_sha256:
         raise DataError(
@@ -57,7 +55,7 @@ def _check_same(folder: ShardFolder, before: Any, layout: Layout) -> None:
     before = before if isinstance(before, dict) else {}
     for name, value in layout.settings.items():
         if before.get(name) != value:
-            whole = "a" if folder.exists("pack.json") else "an unfinished"
+            whole = "a" if folder.exists(MANIFEST) else "an unfinished"
             raise DataError(
                 f"{folder}: holds {whole} pack with {name} {before.get(name)}, asked for {value}; "
                 "choose another folder or remove this one"

@@ -1,6 +1,5 @@
 """What a pack would hold, and the bytes and time it would take, measured on a few of its frames."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -8,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_mde.data.folder import ShardFolder
 from llm_mde.data.layout import Layout, PackSettings, lay_out
-from llm_mde.data.shard import ShardSettings, load_sample, selected
+from llm_mde.data.shard import load_sample, selected
 from llm_mde.data.sources import collect
+from llm_mde.launcher import cores
 from llm_mde.nyu.aligned import Pattern
 from llm_mde.nyu.scenes import SPLITS
 from llm_mde.progress import duration
@@ -69,7 +68,7 @@ def estimate(
     Arguments and errors as `llm_mde.data.pack.pack`.
     """
     layout = lay_out(collect(sources, pattern=pattern, list_file=list_file), settings)
-    jobs = min(jobs or len(os.sched_getaffinity(0)), len(layout.shards))
+    jobs = min(jobs or cores(), len(layout.shards))
     tried = _try(layout, settings)
     spans = [size for size, _ in tried if size]
     seconds = sorted(second for _, second in tried)[len(tried) // 2]
@@ -92,13 +91,6 @@ def estimate(
 
 def _try(layout: Layout, settings: PackSettings) -> list[tuple[int, float]]:
     """Bytes (0 where it cannot be used) and seconds of a few frames, the first one unmeasured."""
-    how = ShardSettings(
-        ShardFolder("."),
-        stride=settings.stride,
-        depth_codec=settings.depth_codec,
-        fill=settings.fill,
-        on_corrupt="skip",
-    )
     filled = [placed.scene for placed in layout.scenes if placed.frames]
     count = min(TRIED, layout.frames)
     results = []
@@ -107,7 +99,8 @@ def _try(layout: Layout, settings: PackSettings) -> list[tuple[int, float]]:
         scene = filled[at * len(filled) // count]
         pairs = selected(scene, settings.stride)
         started = time.perf_counter()
-        sample, _ = load_sample(scene, pairs[at * len(pairs) // count], how)
+        pair = pairs[at * len(pairs) // count]
+        sample, _ = load_sample(scene, pair, depth_codec=settings.depth_codec, fill=settings.fill)
         size = 0 if sample is None else len(sample[1])
         if number >= 0:
             results.append((size, time.perf_counter() - started))

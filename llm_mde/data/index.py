@@ -17,8 +17,10 @@ from llm_mde.errors import DataError
 
 FORMAT_VERSION = 2
 INDEX = "index.jsonl"
+FILES = "files.jsonl"
 MANIFEST = "pack.json"
-UNFINISHED = "unfinished/plan.json"
+UNFINISHED = "unfinished"  # folder of notes, gone when the pack is complete
+PLAN = f"{UNFINISHED}/plan.json"
 OPEN_SHARDS = 256  # more than the streams of a rank; well below the usual limit of 1024 files
 DIGEST = re.compile(r"[0-9a-f]{64}")
 MAX_OFFSET = 2**50  # a shard of a pebibyte; far above, an offset is no number the system takes
@@ -76,7 +78,7 @@ def check_finished(folder: ShardFolder) -> None:
     Raises:
         DataError: says how to finish it.
     """
-    if folder.exists(UNFINISHED):
+    if folder.exists(PLAN):
         raise DataError(
             f"{folder}: an unfinished pack; run the same 'llm-mde pack' command again to finish it"
         )

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import IO, Any, get_args
 
 from llm_mde.data.folder import ShardFolder
-from llm_mde.data.index import FORMAT_VERSION
+from llm_mde.data.index import FILES, FORMAT_VERSION, INDEX
 from llm_mde.data.layout import Layout, PlacedScene
 from llm_mde.data.lists import Row, named_lists
 from llm_mde.data.shard import read_note, selected
@@ -68,7 +68,7 @@ def _write_index(out: ShardFolder, layout: Layout) -> tuple[str, dict[str, Any],
     digest, shards = hashlib.sha256(), {}
     samples = [0] * len(layout.scenes)
     with ExitStack() as stack:
-        index = _text(stack, out, "index.jsonl")
+        index = _text(stack, out, INDEX)
         keys = {split: _text(stack, out, f"splits/{split}.txt") for split in SPLITS}
         for plan in layout.shards:
             note = read_note(out, plan)
@@ -114,7 +114,7 @@ def _write_verdicts(out: ShardFolder, layout: Layout) -> list[Counter[str]]:
     """files.jsonl, one line an input file; the verdicts of each scene, counted."""
     counts: list[Counter[str]] = []
     with ExitStack() as stack:
-        lines = _text(stack, out, "files.jsonl")
+        lines = _text(stack, out, FILES)
         for placed, findings in _findings(out, layout):
             found = _verdicts(placed, findings, stride=layout.settings["stride"])
             for name, size in placed.scene.files().items():

@@ -8,7 +8,6 @@ whole by one worker, and a note in the folder `unfinished` says that it is done.
 import contextlib
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from llm_mde.data.claim import check_ours, claimed, finished, tidy
 from llm_mde.data.folder import ShardFolder
+from llm_mde.data.index import MANIFEST
 from llm_mde.data.layout import Layout, PackSettings, lay_out
 from llm_mde.data.merge import merge
 from llm_mde.data.report import RunStats, problems, write_report
@@ -31,6 +31,7 @@ from llm_mde.data.shard import (
 from llm_mde.data.sources import collect
 from llm_mde.data.workers import on_processes, on_ray
 from llm_mde.errors import ConfigError, DataError, LlmMdeError
+from llm_mde.launcher import cores
 from llm_mde.nyu.aligned import Pattern
 from llm_mde.progress import Report, lines
 
@@ -125,7 +126,7 @@ def pack(
                 folder,
                 layout,
                 shard_settings,
-                jobs=jobs or len(os.sched_getaffinity(0)),
+                jobs=jobs or cores(),
                 ray=ray,
                 max_lost=max_lost,
                 progress=progress,
@@ -181,7 +182,7 @@ def _write(
         peak_memory_bytes=max([peak_memory(), *(result.peak_bytes for result in results)]),
     )
     write_report(folder, manifest=manifest, run=run)
-    folder.write("pack.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    folder.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     tidy(folder)
     return manifest
 

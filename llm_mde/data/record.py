@@ -22,7 +22,7 @@ from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 from PIL import Image
 
 from llm_mde.errors import ConfigError, DataError
-from llm_mde.nyu.frame import Frame
+from llm_mde.nyu.frame import MAX_PIXELS, Frame
 from llm_mde.nyu.scenes import scene_type
 
 DEPTH_CODECS = ("pco", "png")
@@ -40,7 +40,6 @@ PCO = ChunkConfig(
     mode_spec=ModeSpec.classic(),
 )
 MAX_MEMBER_BYTES = 64 * 2**20
-MAX_PIXELS = 2**24  # 4096 x 4096
 _AGAIN = "pack again with 'llm-mde pack'"
 
 

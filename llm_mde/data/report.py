@@ -18,13 +18,12 @@ from PIL import Image
 
 from llm_mde.data import record
 from llm_mde.data.folder import ShardFolder
-from llm_mde.data.index import INDEX, Shards, read_entry
+from llm_mde.data.index import FILES, INDEX, Shards, read_entry
 from llm_mde.data.lists import split_of, spread_entries
 from llm_mde.data.members import CHUNK_BYTES, Stream
 from llm_mde.data.shard import DAMAGED
 from llm_mde.progress import duration
 
-FILES = "files.jsonl"
 PICTURES = 24  # samples on the contact sheet, about 20 kB each
 PICTURE_PX = 208  # longest side of a picture; two of them fill a phone
 MAX_ROWS = 1000  # scenes and problems on the page; report.json and files.jsonl hold all

@@ -15,11 +15,11 @@ from threadpoolctl import threadpool_limits
 
 from llm_mde.data import record
 from llm_mde.data.folder import ShardFolder
+from llm_mde.data.index import UNFINISHED
 from llm_mde.errors import DataError
 from llm_mde.nyu.fill import NO_READING_M, fill_mm
 from llm_mde.nyu.frame import Finding, Pair, Scene
 
-UNFINISHED = "unfinished"  # folder of notes, gone when the pack is complete
 DAMAGED = ("truncated", "empty", "undecodable")  # verdicts that cost a frame someone recorded
 
 
@@ -74,7 +74,6 @@ class ShardSettings:
 class ShardResult:
     """What became of one shard."""
 
-    name: str
     frames: int
     """Frames loaded or tried."""
     lost: int
@@ -110,18 +109,18 @@ def plan_shards(split: str, scenes: Iterable[Run], *, shard_size: int) -> Iterat
 
 
 def load_sample(
-    scene: Scene, pair: Pair, settings: ShardSettings
+    scene: Scene, pair: Pair, *, depth_codec: str, fill: bool
 ) -> tuple[tuple[str, bytes] | None, list[Finding]]:
     """Key and tar bytes of a frame, None where it cannot be used; and a finding for each file."""
     frame, findings = scene.load(pair)
     if frame is None:
         return None, findings
-    if settings.fill and frame.filled_mm is None:
+    if fill and frame.filled_mm is None:
         if not ((frame.depth_mm > 0) & (frame.depth_mm < 1000 * NO_READING_M)).any():
             empty = Finding(pair.depth, "empty", "no reading below 10 m to fill from")
             return None, [empty, *(found for found in findings if found.file != pair.depth)]
         frame = replace(frame, filled_mm=fill_mm(frame.rgb, frame.depth_mm))
-    members = record.encode(frame, depth_codec=settings.depth_codec)
+    members = record.encode(frame, depth_codec=depth_codec)
     key = str(members.pop("__key__"))
     return (key, record.tar_span(key, members)), findings
 
@@ -144,7 +143,9 @@ def write_shard(plan: ShardPlan, settings: ShardSettings) -> ShardResult:
         path.open("wb") as tar,
     ):
         for run, sizes, pair in _pairs(plan, settings.stride):
-            sample, found = load_sample(run.scene, pair, settings)
+            sample, found = load_sample(
+                run.scene, pair, depth_codec=settings.depth_codec, fill=settings.fill
+            )
             problem = problem or _problem(run.scene, found)
             if problem and settings.on_corrupt == "raise":
                 raise DataError(f"{problem}; mend it, or leave such files out: --on-corrupt skip")
@@ -166,18 +167,15 @@ def write_shard(plan: ShardPlan, settings: ShardSettings) -> ShardResult:
         tar.write(tail)
         tar.flush()
     note = {
-        "name": plan.name,
         "runs": [run.identity for run in plan.runs],
         "bytes": offset + len(tail),
         "sha256": digest.hexdigest(),
-        "lost": lost,
         "problem": problem,
         "entries": entries,
         "findings": [[number, *finding] for number, finding in findings],
     }
     settings.out.write(plan.note, json.dumps(note).encode())
     return ShardResult(
-        plan.name,
         plan.frames,
         lost,
         problem,

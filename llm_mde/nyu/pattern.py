@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from llm_mde.errors import ConfigError, DataError
-from llm_mde.nyu.frame import DamagedFile, Matrix
+from llm_mde.nyu.frame import MAX_PIXELS, DamagedFile, Matrix
 
-MAX_PIXELS = 2**24  # 4096 x 4096
 # What Pillow raises on damaged images.
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, OverflowError, struct.error, zlib.error)
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)

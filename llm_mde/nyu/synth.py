@@ -5,7 +5,6 @@ on S, N and its type alone, so that its true depth can be made again without the
 """
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.random import Generator
 
 from llm_mde.errors import ConfigError, DataError
+from llm_mde.launcher import cores
 from llm_mde.nyu.kinect import HEIGHT, RGB_CAMERA, WIDTH
 from llm_mde.nyu.rooms.design import TYPES, Room, design
 from llm_mde.nyu.rooms.paint import Floats
@@ -178,7 +178,7 @@ def synth(
         DataError: `out` holds something else, or scenes of other settings.
     """
     settings = _checked(Settings(scenes, frames, seed, tuple(types), truncate))
-    jobs = min(jobs or len(os.sched_getaffinity(0)), scenes)
+    jobs = min(jobs or cores(), scenes)
     try:
         _prepare(out, settings)
         for done, _ in enumerate(_written(out, settings, jobs), 1):

@@ -21,9 +21,10 @@ from llm_mde.data.stream import depths
 from llm_mde.errors import DataError
 from llm_mde.figures import Sample, learning_curve, sample_sheet
 from llm_mde.inference.predict import predict
+from llm_mde.launcher import cores
 from llm_mde.nyu.synth import synth
 from llm_mde.progress import duration, progress
-from llm_mde.studies.process import cores, environment, gpu_ids, launch_command, run_logged
+from llm_mde.studies.process import environment, gpu_ids, launch_command, run_logged
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
 
 logger = logging.getLogger(__name__)

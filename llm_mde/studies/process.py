@@ -11,11 +11,6 @@ import torch
 from llm_mde.launcher import free_port, visible_devices
 
 
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def gpu_ids() -> list[str]:
     """CUDA devices this process may use, as the launcher names them."""
     count = torch.cuda.device_count()  # 0 without a driver, whatever the variable names

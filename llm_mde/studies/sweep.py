@@ -21,10 +21,11 @@ from ray import tune
 
 from llm_mde.config import Config
 from llm_mde.errors import ConfigError
+from llm_mde.launcher import cores
 from llm_mde.progress import duration
 from llm_mde.recipes import dump, find
 from llm_mde.scoring.metrics import METRICS
-from llm_mde.studies.process import cores, environment, gpu_ids, run_logged, single_command
+from llm_mde.studies.process import environment, gpu_ids, run_logged, single_command
 from llm_mde.studies.space import Space, read_space, trial_configs
 from llm_mde.tracking.mlflow import MlflowTracker
 from llm_mde.tracking.tracker import METRICS_FILE, Status, read_metrics
