@@ -62,6 +62,8 @@ class Standing:
     stale: int = 0
     """Evaluations since the last minimum of `val/loss`."""
     best_scores: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Spent in training steps, evaluations and saves left out."""
 
     def judge(self, scores: dict[str, float]) -> bool:
         """Take in an evaluation; whether it is the best so far."""
@@ -112,7 +114,13 @@ def fit(run: Run, standing: Standing, *, stop: list[int]) -> int:
     if standing.step >= run.steps or standing.stale >= run.config.train.patience:
         logger.info("nothing to do: the run is complete at step %d", standing.step)
         return DONE
-    meter = Meter(run.tracker, device=run.engine.device, steps=run.steps, batch=run.plan.batch)
+    meter = Meter(
+        run.tracker,
+        device=run.engine.device,
+        steps=run.steps,
+        batch=run.plan.batch,
+        spent=standing.seconds,
+    )
     run.engine.train()
     for stepped in _micro_batches(run, standing, meter):
         if not stepped:
@@ -176,6 +184,7 @@ def _pause(run: Run, standing: Standing, meter: Meter, *, stopping: bool) -> boo
     if last or step % train.log_every == 0:
         meter.report(step, lr=max(run.engine.get_lr()), skipped=run.engine.skipped_steps)
     with meter.paused():
+        standing.seconds = meter.spent
         better = over = False
         due = stopping or (train.save_steps is not None and step % train.save_steps == 0)
         if last or step % (train.eval_every * run.plan.batches) == 0:

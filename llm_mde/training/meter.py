@@ -1,6 +1,8 @@
 """Progress of the training loop: loss, rate, memory, ETA."""
 
 import logging
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +21,18 @@ logger = logging.getLogger(__name__)
 class Meter:
     """Losses, rate and memory between two progress lines; waits for the device only to report."""
 
-    def __init__(self, tracker: Tracker, *, device: torch.device, steps: int, batch: int) -> None:
+    def __init__(
+        self, tracker: Tracker, *, device: torch.device, steps: int, batch: int, spent: float = 0.0
+    ) -> None:
+        """Begins to count; `spent` seconds of training lie behind a run that goes on."""
         self.tracker, self.device, self.steps, self.batch = tracker, device, steps, batch
+        self.before = spent
         self._restart()
+
+    @property
+    def spent(self) -> float:
+        """Seconds of training since the run began, evaluations and saves left out."""
+        return self.before + self.seconds
 
     def _restart(self) -> None:
         self.began, self.seconds = time.monotonic(), 0.0
@@ -72,19 +83,32 @@ class Meter:
         samples = sum(map(len, self.keys))
         sums = dist.all_reduce_sum(torch.stack([mine, torch.tensor(len(self.losses)).double()]))
         loss = (sums[0] / sums[1]).item()
-        rate = samples * dist.world() / (self.seconds + time.monotonic() - self.began)
-        numbers = {"train/loss": loss, "train/lr": lr, "train/img_per_s": rate}
+        self.seconds += time.monotonic() - self.began
+        rate = samples * dist.world() / self.seconds
+        numbers = {
+            "train/loss": loss,
+            "train/lr": lr,
+            "train/img_per_s": rate,
+            "train/memory_gb": peak_memory(self.device) / 2**30,
+            "train/seconds": self.spent,
+        }
         extra = ""
         if skipped:
             numbers["train/skipped_steps"] = float(skipped)
             extra = f" | {skipped} steps skipped"
-        if self.device.type == "cuda":
-            numbers["train/memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-            extra += f" | {numbers['train/memory_gb']:.1f} GB"
         self.tracker.log(numbers, step)
         logger.info(
-            "step %d/%d | loss %.3f | lr %.2g | %.1f img/s%s | ETA %s",
-            step, self.steps, loss, lr, rate, extra,
+            "step %d/%d | loss %.3f | lr %.2g | %.1f img/s%s | %.1f GB | ETA %s",
+            step, self.steps, loss, lr, rate, extra, numbers["train/memory_gb"],
             duration((self.steps - step) * self.batch / rate),
         )  # fmt: skip
+        self.before = self.spent
         self._restart()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this process has held: allocated on a GPU, resident beside a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024

@@ -117,7 +117,7 @@ def prepare(
         steps=steps,
         settings=settings,
     )
-    _announce(run)
+    _announce(run, standing)
     return run, standing
 
 
@@ -144,9 +144,11 @@ def _baselines(train_index: Any, config: Config) -> Baselines:
     return baselines
 
 
-def _announce(run: Run) -> None:
+def _announce(run: Run, standing: Standing) -> None:
     engine, plan, ranks = run.engine, run.plan, run.ranks
     trainable, total = _sizes(engine)
+    if not standing.step:
+        run.tracker.log({"model/trainable": trainable, "model/parameters": total}, 0)
     logger.info(
         "%s trainable of %s parameters | ZeRO %d, %s | %d ranks on %s",
         f"{trainable:,}", f"{total:,}", engine.zero_optimization_stage(),

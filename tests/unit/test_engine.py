@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from llm_mde.tracking.tracker import Tracker
 from llm_mde.training import checkpoint, folder
 from llm_mde.training.engine import cosine, micro_batch, parameter_groups, read_ds, resolve_ds
 from llm_mde.training.loop import Standing
-from llm_mde.training.meter import Meter
+from llm_mde.training.meter import Meter, peak_memory
 from llm_mde.training.train import prepare
 from tests.support.training import LORA, make_shards, no_export, tiny_config
 
@@ -272,6 +273,39 @@ def test_the_meter_reports_the_mean_loss_since_the_last_report():
     assert first["train/img_per_s"] > 0
     assert (second["train/loss"], second["train/skipped_steps"]) == (8.0, 2.0)
     assert "train/skipped_steps" not in first
+
+
+def test_seconds_go_on_where_the_run_left_off_and_leave_evaluations_out(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("llm_mde.training.meter.time.monotonic", lambda: clock[0])
+    log = Log()
+    meter = Meter(log, device=torch.device("cpu"), steps=10, batch=4, spent=50.0)
+
+    def train_for(seconds):
+        meter.add(torch.tensor(1.0), ["a", "b"])
+        clock[0] += seconds
+
+    train_for(3.0)
+    meter.report(1, lr=0.5, skipped=0)
+    with meter.paused():
+        clock[0] += 1000.0
+    train_for(4.0)
+    with meter.paused():
+        assert meter.spent == 57.0  # what a checkpoint keeps
+        clock[0] += 1000.0
+    train_for(1.0)
+    meter.report(3, lr=0.5, skipped=0)
+    assert [row["train/seconds"] for _, row in log.rows] == [53.0, 58.0]
+    assert log.rows[1][1]["train/img_per_s"] == 4 / 5.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_memory_is_this_processs_peak_in_bytes():
+    ballast = torch.ones(2**28, dtype=torch.uint8)
+    page = os.sysconf("SC_PAGE_SIZE")
+    size, resident, *_ = (int(n) * page for n in Path("/proc/self/statm").read_text().split())
+    assert ballast.numel() < resident < 1.01 * peak_memory(torch.device("cpu"))
+    assert peak_memory(torch.device("cpu")) <= size  # resident is part of the whole address space
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
