@@ -172,6 +172,8 @@ def _write(
         logger.info("%s is unfinished; the same command continues", folder)
         raise
     manifest = merge(folder, layout)
+    if not manifest["samples"]:
+        raise DataError(f"none of {layout.frames} frames is usable{_for_example(folder)}")
     run = RunStats(
         seconds=time.monotonic() - started,
         frames=sum(result.frames for result in results),
@@ -185,6 +187,12 @@ def _write(
     folder.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     tidy(folder)
     return manifest
+
+
+def _for_example(folder: ShardFolder) -> str:
+    for row in problems(folder, 1):
+        return f"; one of them, {row['scene']}/{row['file']}: {row['verdict']}: {row['reason']}"
+    return ": all are excluded"
 
 
 @dataclass
@@ -228,5 +236,3 @@ class _Tally:
                 f"of {self.max_lost:g} that may be lost; one of them, {problem}; mend the input "
                 "or give a higher --max-lost"
             )
-        if self.lost == self.layout.frames:
-            raise DataError(f"none of {self.lost} frames is usable; one of them, {problem}")

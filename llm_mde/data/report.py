@@ -30,6 +30,7 @@ MAX_ROWS = 1000  # scenes and problems on the page; report.json and files.jsonl 
 OPEN_ROWS = 20  # a longer table is folded
 MEANING = {
     "excluded": "left out on purpose",
+    "missing": "listed, but not there",
     "unpaired": "part of no frame",
     "empty": "no content, or no reading in it",
     "truncated": "shorter than its format says",

@@ -20,7 +20,8 @@ from llm_mde.errors import DataError
 from llm_mde.nyu.fill import NO_READING_M, fill_mm
 from llm_mde.nyu.frame import Finding, Pair, Scene
 
-DAMAGED = ("truncated", "empty", "undecodable")  # verdicts that cost a frame someone recorded
+# Verdicts that cost a frame that should be there.
+DAMAGED = ("truncated", "empty", "missing", "undecodable")
 
 
 class Run(NamedTuple):

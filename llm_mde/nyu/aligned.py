@@ -55,7 +55,7 @@ class SyncScene:
         return list(_sync_listing(self).pairs)
 
     def load(self, pair: Pair) -> tuple[Frame | None, list[Finding]]:
-        """One frame; a listed file that is missing is found `unpaired`."""
+        """One frame; a listed file that is not there is found `missing`."""
         return _load(self, pair, folder=self.path, pattern=SYNC)
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from llm_mde.errors import DataError
 
-Verdict = Literal["ok", "truncated", "empty", "unpaired", "undecodable", "excluded"]
+Verdict = Literal["ok", "truncated", "empty", "missing", "unpaired", "undecodable", "excluded"]
 Matrix = list[list[float]]
 MAX_PIXELS = 2**24  # 4096 x 4096; an image that claims more is refused unread
 

@@ -164,7 +164,7 @@ def _pixels(path: Path, formats: list[str], modes: tuple[str, ...]) -> NDArray[A
                 raise DamagedFile("undecodable", reason)
             return np.asarray(image)
     except FileNotFoundError as error:
-        raise DamagedFile("unpaired", "listed, but not there") from error
+        raise DamagedFile("missing", "listed, but not there") from error
     except _BOMBS as error:
         reason = f"more than {MAX_PIXELS} pixels; make it smaller"
         raise DamagedFile("undecodable", reason) from error

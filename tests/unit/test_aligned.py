@@ -131,7 +131,7 @@ def test_a_list_chooses_the_frames(tmp_path):
     assert scene.load(scene.pairs()[0])[0] is not None
 
 
-def test_a_listed_file_that_is_missing_is_unpaired(tmp_path):
+def test_a_listed_file_that_is_not_there_is_missing(tmp_path):
     write_sync(tmp_path / "den_1", 1)
     (tmp_path / "den_1" / "rgb_00001.jpg").unlink()
     chosen = tmp_path / "list.txt"
@@ -143,10 +143,10 @@ def test_a_listed_file_that_is_missing_is_unpaired(tmp_path):
     assert near.files()["rgb_00001.jpg"] == 0 < near.files()["sync_depth_00001.png"]
     frame, findings = load_only(near)
     assert frame is None
-    assert [f.verdict for f in findings] == ["ok", "unpaired"]
+    assert [f.verdict for f in findings] == ["ok", "missing"]
     assert findings[1].reason == "listed, but not there"
     assert far.files() == {"rgb_00009.jpg": 0, "sync_depth_00009.png": 0}
-    assert [f.verdict for f in load_only(far)[1]] == ["unpaired", "unpaired"]
+    assert [f.verdict for f in load_only(far)[1]] == ["missing", "missing"]
 
 
 @pytest.mark.parametrize(

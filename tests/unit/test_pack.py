@@ -392,6 +392,28 @@ def test_nothing_usable_is_an_error(tmp_path):
         pack([scene], out=tmp_path / "out", jobs=1, max_lost=1)
 
 
+def test_frames_whose_partners_are_too_far_away_make_no_empty_pack(tmp_path):
+    scene = write_scene(tmp_path / "raw", "den_0001", frames=1)
+    (scene / raw_names(0)[1]).rename(scene / raw_names(900)[1])  # 30 s later
+    for _ in range(2):  # what the first attempt left must not count as done
+        with pytest.raises(
+            DataError, match="none of 1 frames is usable; one of them, .*: unpaired: "
+        ):
+            pack([scene], out=tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out" / "pack.json").exists()
+
+
+def test_listed_files_that_are_not_there_count_as_lost(tmp_path):
+    folder = tmp_path / "den_1"
+    folder.mkdir()
+    chosen = tmp_path / "list.txt"
+    chosen.write_text("den_1/rgb_00001.jpg den_1/sync_depth_00001.png 518.8579\n")
+    with pytest.raises(DataError, match=r"1 of 1 frames cannot be used.*missing: listed, but not"):
+        pack([tmp_path], out=tmp_path / "out", jobs=1, list_file=chosen)
+    with pytest.raises(DataError, match="none of 1 frames is usable; one of them, den_1/"):
+        pack([tmp_path], out=tmp_path / "out", jobs=1, list_file=chosen, max_lost=1)
+
+
 def test_a_scene_without_rgb_costs_that_scene_only(tmp_path):
     whole, half = (write_scene(tmp_path / "raw", f"den_000{n}", frames=1) for n in (1, 2))
     (half / raw_names(0)[1]).unlink()
