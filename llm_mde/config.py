@@ -6,7 +6,7 @@ Files and `a.b=c` words become a tree in `llm_mde.recipes`.
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -123,6 +123,10 @@ class ModelConfig(Frozen):
     """Cross-modal reprogramming."""
     head: HeadConfig = HeadConfig()
     """Adaptation head."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a dictionary: PEFT asks the `config` of a model for one when it merges adapters."""
+        return self.model_dump()
 
 
 class AugmentConfig(Frozen):

@@ -31,7 +31,7 @@ from llm_mde.inference.card import (
     write_card,
 )
 from llm_mde.model.depth_model import DepthModel
-from llm_mde.model.lora import adapter_config, adapter_state, load_adapter_state
+from llm_mde.model.lora import adapter_config, adapter_state, load_adapter_state, misfit
 from llm_mde.model.vit import Identity, weights_hash
 
 BACKBONES = {"vit": "vit", "llm": "language"}  # folder and setting -> the model's attribute
@@ -194,14 +194,9 @@ def _fill(model: DepthModel, tensors: dict[str, Tensor], *, path: Path) -> None:
     state = model.state_dict()
     wanted = {k: tuple(v.shape) for k, v in state.items() if k.startswith(OWN_PARTS)}
     wanted[PROTOTYPES] = (model.config.reprogram.prototypes, model.language.embed_dim)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
-    if wrong:
-        name = wrong[0]
-        raise CheckpointError(
-            f"{path}: {len(wrong)} tensors do not fit the model of {CARD}, the first is {name}: "
-            f"expected {wanted.get(name, 'none')}, got {found.get(name, 'none')}"
-        )
+    problem = misfit(wanted, tensors)
+    if problem:
+        raise CheckpointError(f"{path}: {problem}; {CARD} there describes the model")
     # A copy: what safetensors gives may lie in the file, which may be replaced while we run.
     model.prototypes.freeze(tensors.pop(PROTOTYPES).clone())
     model.load_state_dict(tensors, strict=False)
@@ -212,12 +207,15 @@ def _check_hash(card: dict[str, Any], name: str, identity: Identity, *, folder: 
         trained_on, sha256 = card["backbones"][name]["name"], card["backbones"][name]["sha256"]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CARD}: no name and sha256 of backbone {name}") from error
-    if identity.sha256 != sha256:
-        raise CheckpointError(
-            f"{folder}: expected the {name} weights it was trained with ({trained_on}, hash "
-            f"{sha256}), got {identity.name} with hash {identity.sha256}; correct "
-            f"model.{name}.name in {CARD}, or get the folder again if {name}/ is its own"
-        )
+    if identity.sha256 == sha256:
+        return
+    own = identity.name == str((folder / name).absolute())
+    want = "weights it was saved with" if own else f"weights it was trained with, {trained_on}"
+    remedy = "get the folder again" if own else f"correct model.{name}.name in {CARD}"
+    raise CheckpointError(
+        f"{folder}: expected the {name} {want} (hash {sha256}), got {identity.name} with hash "
+        f"{identity.sha256}; {remedy}"
+    )
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -52,8 +52,9 @@ depth = model.predict(Image.open("room.jpg"))  # float32 (H, W), metres
 ```
 
 or `llm-mde predict IMAGE --adapter THIS_FOLDER --out DIR`. `llm_mde.json` holds every setting and
-the hashes of the weights it stands on; loading checks them. Low-rank adapters are a PEFT folder,
-which `peft` alone loads.
+the hashes of the weights it stands on; loading checks them. Low-rank adapters are a PEFT folder:
+`peft.PeftModel.from_pretrained(network, "THIS_FOLDER")` puts them on a network
+(`llm_mde.model.depth_model.DepthModel`) with the same backbones and none of its own.
 
 ## Backbones
 

@@ -10,7 +10,7 @@ from llm_mde.errors import DataError
 
 MAX_PIXELS = 50_000_000  # about 1 GB at work; a picture that claims more is refused unread
 MAX_ASPECT = 10  # a longer strip shows no scene, and its figure would be all margin
-MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
 
 Picture = Image.Image | np.ndarray
 

@@ -5,17 +5,19 @@ depth = model.predict(Image.open("room.jpg"))  # float32 (H, W), metres
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from llm_mde.errors import CheckpointError
+from llm_mde.errors import CheckpointError, DataError
 from llm_mde.inference.adapter import FILES, find, load, replace
 from llm_mde.inference.card import CARD, provenance_of, settings_of
 from llm_mde.inference.image import Picture
 from llm_mde.inference.predict import depth_of
+from llm_mde.model.vit import REFUSED, UNREACHABLE, hub_problem
 
 
 class DepthModel(nn.Module, PyTorchModelHubMixin):
@@ -47,8 +49,9 @@ class DepthModel(nn.Module, PyTorchModelHubMixin):
     ) -> "DepthModel":
         """The model of an adapter folder, a run folder, or a repository of the hub.
 
-        Beside the source, arguments are those of the hub. Not the mixin's own method, which looks
-        for a `config.json` first.
+        Beside the source, arguments are those of the hub. Backbones that the folder only names come
+        by the hub's settings (HF_TOKEN, HF_HOME, HF_HUB_OFFLINE), not by these arguments. Not the
+        mixin's own method, which looks for a `config.json` first.
 
         Raises:
             CheckpointError: no such folder or repository, no way to the hub, or it cannot be used.
@@ -65,40 +68,63 @@ class DepthModel(nn.Module, PyTorchModelHubMixin):
                 force_download=force_download,
                 allow_patterns=list(FILES),
             )
-        except (LocalEntryNotFoundError, ConnectionError) as error:
-            raise CheckpointError(
-                f"{source}: no such folder; as a repository it is not in the local cache and the "
-                f"hub can't be reached"
-            ) from error
-        except (HfHubHTTPError, HFValidationError) as error:
-            at = f" at {revision}" if revision else ""
-            reason = str(error).strip().partition("\n")[0]
-            raise CheckpointError(
-                f"{source}: no such folder, and the hub gives no such repository{at}: {reason}"
-            ) from error
+        except (*UNREACHABLE, *REFUSED) as error:
+            problem = hub_problem(error, repo=str(source), revision=revision)
+            raise CheckpointError(f"{source}: no such folder, and {problem}") from error
         return cls(Path(folder))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Uint8 RGB (B, 3, h, w) of the network's size -> metres, fp32 (B, 1, h, w)."""
+        """Uint8 RGB (B, 3, h, w) of the network's size -> metres, fp32 (B, 1, h, w).
+
+        Raises:
+            DataError: another dtype (0..1, say, would be taken for black) or shape.
+        """
+        size = self.settings.image_size
+        if image.dtype != torch.uint8 or image.ndim != 4 or tuple(image.shape[1:]) != (3, *size):
+            raise DataError(
+                f"image: expected uint8 (B, 3, {size[0]}, {size[1]}) of 0..255, got "
+                f"{image.dtype} {tuple(image.shape)}; predict takes pictures of any size"
+            )
         return self.network.predict(image)
 
     def predict(self, image: Picture) -> np.ndarray:
         """Depth in metres, float32 (H, W), of a PIL image or uint8 array of (H, W) pixels.
 
+        Without dropout, and with batch norm's statistics as they are, in training mode as well.
+
         Raises:
             DataError: it is no picture, or a damaged one.
         """
-        return depth_of(self.network, image)
+        training = self.network.training
+        self.network.eval()
+        try:
+            return depth_of(self.network, image)
+        finally:
+            self.network.train(training)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Writes the adapter folder; scores and data stay those of the folder it came from.
+
+        Options are those of huggingface_hub's mixin.
 
         Raises:
             CheckpointError: the folder holds something else than an adapter.
         """
-        # The folder is replaced, and a slip must not cost anybody's other files.
-        if any(save_directory.iterdir()) and not (save_directory / CARD).is_file():
-            raise CheckpointError(
-                f"{save_directory}: holds other files, expected a new folder or an adapter's"
-            )
+        _check_free(Path(save_directory))  # first: the mixin begins by deleting a config.json
+        return super().save_pretrained(save_directory, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
         replace(self.network, save_directory, config=self.settings, provenance=self.provenance)
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder with files that are no adapter's: it is replaced as a whole."""
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder}: is a file, expected a new folder or an adapter's")
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = found - {pattern.partition("/")[0] for pattern in FILES}
+    if others or (found and CARD not in found):
+        raise CheckpointError(
+            f"{folder}: holds other files ({min(others or found)}), expected a new folder or an "
+            f"adapter's"
+        )

@@ -62,9 +62,9 @@ class DepthModel(nn.Module):
             CheckpointError: a backbone can't be loaded.
         """
         super().__init__()
-        self.config = config
         self.vit = ViT(config.vit, image_size=config.image_size)
         self.language = Language(config.llm)
+        self.config = self._pinned(config)
         self.prompt = Prompt(self.language.vocabulary, mode=config.prompt)
         self.patches = math.prod(self.vit.grid)
         self._check_positions()
@@ -141,6 +141,17 @@ class DepthModel(nn.Module):
             tune(self.vit, vit.tune, lora=vit.lora, key="model.vit")
         with seeded_rng(_seed(seed, "lora_llm")):
             tune(self.language, llm.tune, lora=llm.lora, key="model.llm")
+
+    def _pinned(self, config: ModelConfig) -> ModelConfig:
+        """Backbones of the hub by their commits: a branch may move before the next loading."""
+        vit = self.vit.identity.revision or config.vit.revision
+        llm = self.language.identity.revision or config.llm.revision
+        return config.model_copy(
+            update={
+                "vit": config.vit.model_copy(update={"revision": vit}),
+                "llm": config.llm.model_copy(update={"revision": llm}),
+            }
+        )
 
     def _check_positions(self) -> None:
         needed = self.prompt.span + self.patches

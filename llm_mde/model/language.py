@@ -159,7 +159,8 @@ def _load(folder: Path, *, dropout: float) -> tuple[Any, Any]:
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise CheckpointError(f"{KEY}: no tokenizer ({' or '.join(TOKENIZER_FILES)}) in {folder}")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        # Else a folder with Python code stops every rank at a question on the terminal.
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         family = _family(config, folder=folder)
         _set_dropout(config, dropout)
         poolable = "add_pooling_layer" in inspect.signature(family.__init__).parameters
@@ -173,7 +174,7 @@ def _load(folder: Path, *, dropout: float) -> tuple[Any, Any]:
                 output_loading_info=True,
                 **({"add_pooling_layer": False} if poolable else {}),
             )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{KEY}: {folder} can't be read: {error}") from error
     _check_words(model, folder=folder)

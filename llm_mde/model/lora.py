@@ -109,17 +109,27 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         CheckpointError: names or shapes differ from the model's adapters.
     """
     weights = {_on_disk(name): weight for name, weight in _adapters(model).items()}
-    wrong = sorted(weights.keys() ^ state.keys()) or [
-        name for name, weight in weights.items() if weight.shape != state[name].shape
-    ]
-    if wrong:
+    problem = misfit({name: tuple(weight.shape) for name, weight in weights.items()}, state)
+    if problem:
         raise CheckpointError(
-            f"adapter: {len(wrong)} tensors do not fit the model, the first is {wrong[0]}; "
-            f"expected the backbones and ranks it was trained with"
+            f"adapter: {problem}; expected the backbones and ranks it was trained with"
         )
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(state[name])
+
+
+def misfit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> str | None:
+    """How tensors differ from the shapes that a model wants, by name; None if they do not."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    wrong = sorted(name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name))
+    if not wrong:
+        return None
+    name = wrong[0]
+    return (
+        f"{len(wrong)} tensors do not fit the model, the first is {name}: "
+        f"expected {wanted.get(name, 'none')}, got {shapes.get(name, 'none')}"
+    )
 
 
 def _peft(lora: LoraConfig, targets: list[str] | str) -> Any:

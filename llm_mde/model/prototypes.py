@@ -41,7 +41,7 @@ class Prototypes(nn.Module):
         self.bias = nn.Parameter(torch.zeros(D))
         self.register_buffer("given", None)
         self._cache: Tensor | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module.forget())
+        self.register_load_state_dict_post_hook(_forget)
 
     def forward(self) -> Tensor:
         """E' (P, D) in the weights' dtype; computed once an evaluation, every step of training."""
@@ -81,6 +81,10 @@ class Prototypes(nn.Module):
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def] # as nn.Module has it
         self.forget()
         return super()._apply(fn, recurse)
+
+
+def _forget(module: Prototypes, _: object) -> None:  # a lambda could not be pickled
+    module.forget()
 
 
 def _one_hot(words: Sequence[int], *, count: int, width: int, seed: int) -> Tensor:

@@ -5,6 +5,7 @@ share: where weights come from, and how they are identified.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,14 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import Tensor, nn
@@ -26,6 +34,8 @@ from llm_mde.errors import CheckpointError, ConfigError
 WEIGHTS = "model.safetensors"
 FILES = ("config.json", WEIGHTS)
 SHARDED = "model.safetensors.index.json"  # in place of one large file
+UNREACHABLE = (LocalEntryNotFoundError, ConnectionError)  # what the hub's library raises without it
+REFUSED = (HfHubHTTPError, HFValidationError)  # and where the hub, or the name, says no
 # What a network must have, whatever its class: timm's ViT, DeiT, BEiT, EVA and others do.
 NEEDED = ("num_prefix_tokens", "embed_dim", "reset_classifier", "set_input_size")
 NEEDED_EMBED = ("grid_size", "patch_size")
@@ -147,15 +157,33 @@ def backbone_folder(
 def _download(repo: str, *, revision: str | None, key: str, files: tuple[str, ...]) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
-    except (LocalEntryNotFoundError, ConnectionError) as error:
+    except UNREACHABLE as error:
         raise CheckpointError(
-            f"{key}: {repo} is not in the local cache and the hub can't be reached; download "
+            f"{key}: {hub_problem(error, repo=repo, revision=revision)}; download "
             f"{', '.join(FILES)} (and a language model's tokenizer files) elsewhere and set {key} "
             "to their folder, or use random:tiny:0"
         ) from error
-    except (HfHubHTTPError, HFValidationError) as error:
-        at = f" at {revision}" if revision else ""
-        raise ConfigError(f"{key}: the hub gives no {repo}{at}: {_first_line(error)}") from error
+    except REFUSED as error:
+        problem = hub_problem(error, repo=repo, revision=revision)
+        raise ConfigError(f"{key}: {problem}") from error
+
+
+def hub_problem(error: Exception, *, repo: str, revision: str | None) -> str:
+    """Why the hub gave no folder, and what helps; `error` is UNREACHABLE or REFUSED."""
+    at = f" at {revision}" if revision else ""
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    match error:
+        case LocalEntryNotFoundError() | ConnectionError():
+            return f"{repo}{at} is not in the local cache and the hub can't be reached"
+        case GatedRepoError():
+            return (
+                f"{repo} is gated; accept its terms at https://huggingface.co/{repo}, then {log_in}"
+            )
+        case RepositoryNotFoundError():
+            return f"the hub has no {repo}, or it is private: correct the name, or {log_in}"
+        case RevisionNotFoundError():
+            return f"the hub's {repo} has no revision {revision}"
+    return f"the hub gives no {repo}{at}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
@@ -173,7 +201,9 @@ def _folder(config: VitConfig) -> tuple[Path, str | None]:
 def _timm_repo(name: str, *, key: str) -> str:
     known = timm.list_models(pretrained=True)
     if name not in known:
-        near = get_close_matches(name, known, n=1, cutoff=0.3)
+        default = None if "." in name else timm.get_pretrained_cfg(name)
+        tagged = f"{name}.{default.tag}" if default else ""
+        near = [tagged] if tagged in known else get_close_matches(name, known, n=1)
         hint = f", did you mean {near[0]}?" if near else ""
         raise ConfigError(f"{key}: no folder and no timm weights are called {name}{hint}")
     return f"timm/{name}"
@@ -182,9 +212,14 @@ def _timm_repo(name: str, *, key: str) -> str:
 def _load(folder: Path) -> Any:
     key = "model.vit.name"
     try:
+        if "architecture" not in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+            raise ConfigError(
+                f"{key}: expected a ViT in timm's format in {folder}, got a config.json without "
+                f"architecture; repositories timm/... of the hub have it, those of transformers not"
+            )
         # With its classifier, if it has one: without, timm would leave missing weights random.
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{key}: {folder} can't be read: {_first_line(error)}") from error
     embed = getattr(model, "patch_embed", None)
     missing = [name for name in NEEDED if not hasattr(model, name)]

@@ -223,7 +223,8 @@ def _export(run: Run, scores: dict[str, float]) -> None:
     if run.ranks.rank == 0:
         folder = run.config.run_dir / "adapter"
         config = run.config
-        run.export(config.model, state, folder, seed=config.seed, scores=scores, data=config.data)
+        model = run.engine.module.config  # with the hub's commits that this run loaded
+        run.export(model, state, folder, seed=config.seed, scores=scores, data=config.data)
         run.tracker.artifacts(folder, "adapter")
     dist.barrier()
 

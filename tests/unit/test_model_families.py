@@ -1,128 +1,35 @@
-"""Language backbones of every family, small and random, with tokenizers of their kinds."""
+"""The language backbone alone, of every family."""
 
 import json
-import math
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from torch import Tensor, nn
+from tokenizers import Tokenizer, models, trainers
+from torch import nn
 from torch.testing import assert_close
 
-from llm_mde.config import LlmConfig, LoraConfig, ModelConfig
+from llm_mde.config import LoraConfig
 from llm_mde.errors import CheckpointError, ConfigError
-from llm_mde.model.depth_model import DepthModel
-from llm_mde.model.language import Language
-from llm_mde.model.lora import adapter_config, adapter_state, trainable_names, tune
+from llm_mde.model.lora import trainable_names, tune
 from llm_mde.model.prompt import CLASSES, FIXED, Prompt
-from llm_mde.model.vocabulary import Vocabulary, shipped_words
+from llm_mde.model.vocabulary import Vocabulary
+from tests.support.families import CAUSAL, FAMILIES, SHAPE, load, tokenizer, write_family
 
-SIZE = (32, 48)
-FAMILIES = ("bert", "roberta", "distilbert", "gpt2", "llama", "mistral", "qwen2")
-CAUSAL = ("gpt2", "llama", "mistral", "qwen2")
 LAYERS = {"gpt2": 2, **{name: 6 for name in FAMILIES if name != "gpt2"}}  # with adapters, of two
-BERT_LIKE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-SHAPE: dict[str, dict[str, Any]] = {
-    "bert": {**BERT_LIKE, "intermediate_size": 64},
-    "roberta": {**BERT_LIKE, "intermediate_size": 64, "pad_token_id": 1},
-    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
-}
-LLAMA_LIKE = {**BERT_LIKE, "intermediate_size": 64, "num_key_value_heads": 1}
-
-
-@cache
-def pieces(*, marked: bool) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges of a BPE of few words: GPT-2's bytes, or SentencePiece's marks."""
-    bpe = Tokenizer(models.BPE())
-    marks = [
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.Punctuation(),
-        pre_tokenizers.Metaspace(prepend_scheme="first"),
-    ]
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(marks) if marked else bytes_
-    trainer = trainers.BpeTrainer(
-        vocab_size=900,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"],
-        initial_alphabet=[] if marked else bytes_.alphabet(),
-        show_progress=False,
-    )
-    words = [word for word in shipped_words() if word.isalpha()]
-    text = [FIXED, " pixels: min 1, max 2, median 3. class:", " ".join(words * 3), "▁"]
-    bpe.train_from_iterator(text, trainer)
-    model = json.loads(bpe.to_str())["model"]
-    return model["vocab"], [tuple(merge) for merge in model["merges"]]
-
-
-def tokenizer(family: str) -> Any:
-    if family in ("bert", "distilbert"):
-        words = [word for word in shipped_words() if not word.isdigit()]  # numbers: several pieces
-        words += [mark + str(digit) for digit in range(10) for mark in ("", "##")]
-        return transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
-    vocab, merges = pieces(marked=family in ("llama", "mistral"))
-    if family == "roberta":
-        return transformers.RobertaTokenizer(vocab=vocab, merges=merges)
-    if family == "gpt2":
-        return transformers.GPT2Tokenizer(vocab=vocab, merges=merges)
-    if family == "qwen2":
-        return transformers.Qwen2Tokenizer(vocab=vocab, merges=merges)
-    made = transformers.LlamaTokenizer(vocab=vocab, merges=merges)
-    start = [("<s>", vocab["<s>"])]
-    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=start
-    )
-    return made
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
-    for family in FAMILIES:
-        made[family] = tmp_path_factory.mktemp("llm") / family
-        words = tokenizer(family)
-        shape = {"max_position_embeddings": 160, "vocab_size": len(words)}
-        config = transformers.AutoConfig.for_model(family, **shape, **SHAPE.get(family, LLAMA_LIKE))
-        torch.manual_seed(0)
-        transformers.AutoModel.from_config(config).save_pretrained(made[family])
-        words.save_pretrained(made[family])
-    return made
+    return {name: write_family(tmp_path_factory.mktemp("llm") / name, name) for name in FAMILIES}
 
 
 @pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
-
-
-def load(folder: Path, *, dropout: float = 0.1) -> Language:
-    return Language(LlmConfig(name=str(folder), dropout=dropout)).eval()
-
-
-def depth_model(folder: Path, *, how: str = "frozen", prompt: str = "apg") -> DepthModel:
-    tree: dict[str, Any] = {
-        "image_size": SIZE,
-        "prompt": prompt,
-        "vit": {"name": "random:tiny:0", "tune": "frozen"},
-        "llm": {"name": str(folder), "tune": how, "lora": {"r": 4, "alpha": 6}},
-        "reprogram": {"prototypes": 16},
-        "head": {"widths": (16, 8, 8, 4)},
-    }
-    return DepthModel(ModelConfig.model_validate(tree), seed=0).eval()
-
-
-def images() -> Tensor:
-    """Four images whose prompts have different lengths: other classes, other digits."""
-    image = torch.zeros(4, 3, *SIZE, dtype=torch.uint8)
-    for row, (low, high) in enumerate([(0, 9), (3, 250), (120, 130), (70, 90)]):
-        generator = torch.Generator().manual_seed(row)
-        image[row] = torch.randint(low, high, (3, *SIZE), generator=generator)
-    return image
+def family(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 def test_every_prompt_has_the_ids_of_the_real_tokenizer(
@@ -257,100 +164,6 @@ def test_an_update_is_w_plus_alpha_over_r_b_a(family: str, folders: dict[str, Pa
     assert not torch.equal(load(folders[family])(embeds, mask=None, positions=positions), got)
 
 
-@pytest.mark.parametrize("how", ["full", "lora", "frozen"])
-def test_gradient_reaches_every_trainable_tensor_and_no_frozen_one(
-    how: str, family: str, folders: dict[str, Path]
-) -> None:
-    model = depth_model(folders[family], how=how)
-    for name, weight in model.named_parameters():
-        if ".lora_B." in name:
-            nn.init.normal_(weight)  # with B = 0 nothing reaches A
-    model(images()).mean().backward()
-    for name, weight in model.named_parameters():
-        reached = weight.grad is not None and bool(weight.grad.any())
-        if how == "full" and name.endswith(("key.bias", "k_lin.bias", "k_proj.bias")):
-            continue  # adds the same to all scores of a query: softmax does not see it
-        assert reached == weight.requires_grad, name
-
-
-def test_an_image_does_not_depend_on_its_batch_mates(family: str, folders: dict[str, Path]) -> None:
-    model = depth_model(folders[family]).double()  # in fp32 other matrix shapes round otherwise
-    lengths = model.prompt(images())[1].sum(1)
-    assert len(set(lengths.tolist())) > 1
-    with torch.no_grad():
-        together = model(images())
-        alone = torch.cat([model(image[None]) for image in images()])
-    assert_close(together, alone, rtol=1e-5, atol=1e-6)
-
-
-def test_padding_does_not_matter(family: str, folders: dict[str, Path]) -> None:
-    model = depth_model(folders[family])
-    assert not model.prompt(images())[1].all()
-    tokens: list[Tensor] = []
-    model.language.register_forward_pre_hook(lambda m, args: tokens.append(args[0].clone()))
-    with torch.no_grad():
-        before = model(images())
-        kept = model.prompt(images())[1]
-        model.prompt.pad = 7  # another token in its place
-        assert torch.equal(model(images()), before)
-    words = kept.shape[1]
-    changed = (tokens[0] != tokens[1]).any(-1)
-    assert torch.equal(changed[:, :words], ~kept) and not changed[:, words:].any()
-
-
-@pytest.mark.parametrize("prompt", ["apg", "fixed", "none"])
-def test_patches_keep_their_positions_and_reach_the_head(
-    prompt: str, family: str, folders: dict[str, Path]
-) -> None:
-    model = depth_model(folders[family], prompt=prompt)
-    seen: dict[str, Tensor] = {}
-    model.language.register_forward_hook(
-        lambda m, args, kwargs, out: seen.update(out=out, **kwargs), with_kwargs=True
-    )
-    model.head.register_forward_pre_hook(lambda m, args: seen.update(tokens=args[0]))
-    model(images())
-    span = model.prompt.span
-    assert seen["positions"][0, -6:].tolist() == list(range(span, span + 6))
-    assert torch.equal(seen["tokens"], seen["out"][:, -6:])
-
-
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # PEFT finds out by itself, and says so
-def test_peft_alone_loads_what_we_describe(family: str, folders: dict[str, Path]) -> None:
-    source = depth_model(folders[family], how="lora")
-    for name, weight in source.named_parameters():
-        if ".lora_B." in name:
-            nn.init.normal_(weight)
-    wrapped = peft.get_peft_model(depth_model(folders[family]), adapter_config(source.config))
-    assert set(peft.get_peft_model_state_dict(wrapped)) == set(adapter_state(source))
-    result = peft.set_peft_model_state_dict(wrapped, adapter_state(source))
-    assert not result.unexpected_keys
-    assert torch.equal(wrapped.eval()(images()), source(images()))
-
-
-@pytest.mark.parametrize("prompt", ["apg", "fixed"])
-def test_no_step_asks_the_device_for_a_value(
-    prompt: str, family: str, folders: dict[str, Path]
-) -> None:
-    # On the meta device there are no values to ask for.
-    model = depth_model(folders[family], how="lora", prompt=prompt).to("meta").train()
-    out = model(images().to("meta"))
-    out.mean().backward()
-    assert out.shape == (4, 1, *SIZE)
-
-
-def test_weight_decay_leaves_embeddings_out(family: str, folders: dict[str, Path]) -> None:
-    model = depth_model(folders[family], how="full")
-    tables = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    roles = model.groups()
-    assert tables and not any(roles[name].decay for name in tables)
-    layer = next(
-        n
-        for n in roles
-        if n.endswith(("query.weight", "q_lin.weight", "c_attn.weight", "q_proj.weight"))
-    )
-    assert roles[layer].decay
-
-
 def test_weights_in_several_files_are_loaded(folders: dict[str, Path], tmp_path: Path) -> None:
     llama = load(folders["llama"])
     llama.model.save_pretrained(tmp_path, max_shard_size="50KB")
@@ -409,21 +222,3 @@ def test_a_tokenizer_that_joins_parts_of_the_prompt_is_refused() -> None:
 def test_a_network_without_known_layers_can_not_take_adapters() -> None:
     with pytest.raises(ConfigError, match="model.vit.tune: expected full or frozen, got lora"):
         tune(nn.Linear(2, 2), "lora", lora=LoraConfig(r=1, alpha=1), key="model.vit")
-
-
-def test_a_local_layers_window_limits_the_length(folders: dict[str, Path], tmp_path: Path) -> None:
-    load(folders["mistral"]).save(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "sliding_window": 24}))
-    assert load(tmp_path).positions == 24
-    with pytest.raises(ConfigError, match="expected at most 24 in all"):
-        depth_model(tmp_path)
-
-
-def test_bf16_weights_stay_close_to_fp32(family: str, folders: dict[str, Path]) -> None:
-    model, want = depth_model(folders[family]), depth_model(folders[family])(images())
-    for weight in model.parameters():
-        weight.data = weight.data.bfloat16()  # buffers stay fp32, as with DeepSpeed
-    got = model(images())
-    assert got.isfinite().all() and got.max() < math.log(10)
-    assert (got - want).abs().mean() < 0.2 * want.std()

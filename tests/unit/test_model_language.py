@@ -152,6 +152,19 @@ def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
         tiny(str(tmp_path))
 
 
+def test_code_beside_the_weights_is_refused_without_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny().save(tmp_path)
+    settings = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    with pytest.raises(CheckpointError, match=r"model\.llm\.name: .* contains custom code"):
+        tiny(str(tmp_path))
+    assert not asked
+
+
 def test_an_unreachable_hub_says_how_to_point_to_a_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,9 +1,12 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from huggingface_hub import errors
 from timm.models import save_for_hf
 from torch.testing import assert_close
 
@@ -115,6 +118,44 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         tiny("vit_base_patch16_224.augreg2_in21k_ft_in1")
 
 
+def test_a_name_without_its_tag_is_offered_timms_own_choice() -> None:
+    with pytest.raises(
+        ConfigError, match=r"did you mean vit_base_patch16_224\.augreg2_in21k_ft_in1k\?"
+    ):
+        tiny("vit_base_patch16_224")
+    with pytest.raises(ConfigError, match="are called nothing-like-it$"):
+        tiny("nothing-like-it")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            errors.GatedRepoError,
+            r"me/vit is gated; accept its terms at https://huggingface\.co/me/v",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            r"the hub has no me/vit, or it is private: .* `hf auth lo",
+        ),
+        (errors.RevisionNotFoundError, r"the hub's me/vit has no revision v9"),
+        (errors.HfHubHTTPError, r"the hub gives no me/vit at v9: 403 Client Error\."),
+        (errors.HFValidationError, r"the hub gives no me/vit at v9: 403 Client Error\."),
+    ],
+)
+def test_what_the_hub_refuses_is_said_with_what_helps(
+    monkeypatch: pytest.MonkeyPatch, kind: Callable[..., Exception], message: str
+) -> None:
+    def refuse(repo: str, **options: object) -> str:
+        response = SimpleNamespace(headers={}, request=None)
+        status = {} if kind is errors.HFValidationError else {"response": response}
+        raise kind("403 Client Error. (Request ID: 1)\n\nMore for url: x", **status)
+
+    monkeypatch.setattr("llm_mde.model.vit.snapshot_download", refuse)
+    with pytest.raises(ConfigError, match=rf"^model\.vit\.name: {message}"):
+        ViT(VitConfig(name="me/vit", revision="v9"), image_size=SIZE)
+
+
 def test_a_missing_folder_is_named() -> None:
     with pytest.raises(ConfigError, match="model.vit.name: no folder ./nowhere"):
         tiny("./nowhere")
@@ -165,6 +206,35 @@ def test_weights_of_another_network_are_no_silent_random_start(tmp_path: Path) -
     config["model_args"]["depth"] = 5
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="model.vit.name"):
+        tiny(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model_type": "vit"},
+            r"expected a ViT in timm's format in .*, got a config\.json without a",
+        ),
+        ([], r"expected a ViT in timm's format"),
+        (7, r"can't be read: argument of type 'int'"),
+        ({"architecture": "vit_tiny_patch16_224"}, "can't be read"),
+        (
+            {
+                "architecture": "vit_tiny_patch16_224",
+                "model_args": {"no_such": 3},
+                "pretrained_cfg": {},
+            },
+            r"can't be read: .* unexpected keyword argument 'no_such'",
+        ),
+    ],
+)
+def test_settings_of_another_library_are_explained(
+    config: object, message: str, tmp_path: Path
+) -> None:
+    tiny().save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises((ConfigError, CheckpointError), match=rf"^model\.vit\.name: .*{message}"):
         tiny(str(tmp_path))
 
 

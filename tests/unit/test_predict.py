@@ -174,6 +174,7 @@ NAN[0, 0, :2] = np.nan, np.inf
         (np.zeros((0, 5, 3), np.uint8), "5x0 pixels, expected at least 1x1"),
         ("room.jpg", "got str"),
         (Image.new("F", (4, 4)), "floating-point pixels"),
+        (Image.new("La", (4, 4)), "pixels of kind La, expected grey, RGB"),
         (Image.new("LAB", (4, 4)), "pixels of kind LAB, expected grey, RGB"),
         (Image.new("1", (20000, 20000)), "20000x20000 pixels, expected at most 50000000"),
     ],

@@ -1,5 +1,6 @@
 """The model as a library has it: five lines, folders, the hub's cache, uploads."""
 
+import pickle
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,38 @@ def test_forward_is_metres_of_a_batch(run: Path) -> None:
         assert torch.equal(model(batch), model.network(batch).exp())
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.rand(2, 3, 96, 128),  # 0..1 would be black
+        torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
+        torch.zeros(3, 96, 128, dtype=torch.uint8),
+    ],
+)
+def test_forward_refuses_other_tensors(run: Path, image: torch.Tensor) -> None:
+    message = rf"expected uint8 \(B, 3, 96, 128\) of 0\.\.255, got {image.dtype} .*; predict takes"
+    with pytest.raises(DataError, match=message):
+        DepthModel.from_pretrained(run)(image)
+
+
+def test_predict_while_training_has_no_dropout_and_moves_no_statistic(
+    run: Path, picture: Path
+) -> None:
+    model, pixels = DepthModel.from_pretrained(run), read_image(picture)
+    want = model.predict(pixels)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    assert np.array_equal(model.predict(pixels), want)
+    assert model.network.training and model.network.head.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_pickled_model_is_the_same(run: Path, picture: Path) -> None:
+    model, pixels = DepthModel.from_pretrained(run), read_image(picture)
+    again = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(again.predict(pixels), model.predict(pixels))
+
+
 def test_saving_what_was_loaded_gives_the_same_folder(run: Path, tmp_path: Path) -> None:
     model = DepthModel.from_pretrained(run)
     model.save_pretrained(tmp_path / "copy")
@@ -95,11 +128,24 @@ def test_saving_what_was_loaded_gives_the_same_folder(run: Path, tmp_path: Path)
     assert same_model(tmp_path / "copy", run / "adapter")
 
 
-def test_other_peoples_files_are_not_replaced(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years")
-    with pytest.raises(CheckpointError, match="holds other files, expected a new folder or an ada"):
+@pytest.mark.parametrize("other", ["thesis.txt", "config.json", "README.md"])
+def test_other_peoples_files_are_not_replaced(run: Path, tmp_path: Path, other: str) -> None:
+    (tmp_path / other).write_text("years")
+    message = rf"holds other files \({other}\), expected a new folder or an ada"
+    with pytest.raises(CheckpointError, match=message):
         DepthModel.from_pretrained(run).save_pretrained(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert files(tmp_path) == {other: b"years"}
+    with pytest.raises(CheckpointError, match=f"{other}: is a file, expected a new folder"):
+        DepthModel.from_pretrained(run).save_pretrained(tmp_path / other)
+
+
+def test_a_cloned_repository_keeps_its_history(run: Path, tmp_path: Path) -> None:
+    clone = Path(shutil.copytree(run / "adapter", tmp_path / "clone"))
+    (clone / ".git").mkdir()
+    (clone / ".git" / "HEAD").write_text("ref: refs/heads/main")
+    with pytest.raises(CheckpointError, match=r"holds other files \(\.git\)"):
+        DepthModel.from_pretrained(clone).save_pretrained(clone)
+    assert (clone / ".git" / "HEAD").is_file()
 
 
 def test_push_uploads_a_whole_adapter_folder(
@@ -169,8 +215,8 @@ def test_the_hub_is_asked_for_an_adapters_files_alone(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("me/rooms", r"me/rooms: no such folder; as a repository it is not in the local cache"),
-        ("runs/none/adapter", r"no such folder, and the hub gives no such repository: Repo id"),
+        ("me/rooms", r"^me/rooms: no such folder, and me/rooms is not in the local cache and the"),
+        ("runs/none/adapter", r"no such folder, and the hub gives no runs/none/adapter: Repo id"),
     ],
 )
 def test_what_is_neither_folder_nor_repository_is_named(
