@@ -88,6 +88,11 @@ COMMANDS = (
         studies.sweep,
         "llm-mde sweep --space tune/spaces/table5.yaml --config demo/sweep.yaml",
     ),
+    (
+        "experiment",
+        studies.experiment,
+        "llm-mde experiment few-shot lora --config demo/sweep.yaml --tiny --seeds 3",
+    ),
     ("demo", studies.demo, "llm-mde demo --out demo"),
 )
 for name, function, example in COMMANDS:

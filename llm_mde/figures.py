@@ -5,7 +5,7 @@ The only module that draws. Figures are built without pyplot: no global state, n
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ NO_READING = (0.62, 0.62, 0.62)  # grey, in neither scale
 DPI = 110
 PANEL_IN = 2.3  # width of one picture of a sheet, inches
 LEGEND_IN = 0.12  # height of a colour bar, inches
+TIP = 0.02  # of a colour bar's length, where values pass its end
 SERIES = {
     "train/loss": ("tab:blue", "train loss"),
     "val/loss": ("tab:orange", "val loss"),
@@ -47,6 +48,24 @@ class Sample:
     """(H, W) bool; False = no reading."""
     pred: np.ndarray
     """(h, w) metres, any size."""
+    title: str = ""
+    """Written beside the row."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One row of a sheet of variants."""
+
+    image: np.ndarray
+    """uint8 (h, w, 3), any size."""
+    depth: np.ndarray
+    """(H, W) metres."""
+    valid: np.ndarray
+    """(H, W) bool; False = no reading."""
+    preds: Mapping[str, np.ndarray]
+    """Variant -> (h, w) metres, any size."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Variant -> what is written below it."""
     title: str = ""
     """Written beside the row."""
 
@@ -140,6 +159,37 @@ def sample_sheet(samples: Sequence[Sample], path: Path) -> Path:
     return _save(figure, path)
 
 
+def variants_sheet(rows: Sequence[Compared], path: Path, *, note: str = "") -> Path:
+    """Rows of image, truth and every variant, all on one scale in metres, written to a PNG.
+
+    The scale is that of the truths, so that no variant moves it; the legend has pointed ends where
+    predictions pass it. At least one row; all rows have the same variants. `note` stands below.
+    """
+    limits = depth_range([row.depth[row.valid] for row in rows])
+    names = ["image", "truth", *rows[0].preds]
+    height = PANEL_IN * max(_aspect(row.depth) for row in rows)
+    size = (len(names) * PANEL_IN + 0.4, len(rows) * (height + 0.25) + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    heights = [height] * len(rows) + [LEGEND_IN]
+    grid = figure.add_gridspec(len(rows) + 1, len(names), height_ratios=heights)
+    for i, row in enumerate(rows):
+        preds = [_resized(pred, row.depth.shape) for pred in row.preds.values()]
+        pictures = [
+            _resized_image(row.image, row.depth.shape),
+            colour_depth(row.depth, vmin=limits[0], vmax=limits[1], valid=row.valid),
+            *(colour_depth(pred, vmin=limits[0], vmax=limits[1]) for pred in preds),
+        ]
+        for column, (name, picture) in enumerate(zip(names, pictures, strict=True)):
+            axes = _picture(figure.add_subplot(grid[i, column]), picture)
+            axes.set_title(name if i == 0 else "", fontsize=9, parse_math=False)
+            axes.set_ylabel(row.title if column == 0 else "", fontsize=8, parse_math=False)
+            axes.set_xlabel(row.notes.get(name, ""), fontsize=7, parse_math=False)
+    label = "depth [m], grey: no reading" + (f"; {note}" if note else "")
+    ends = _ends([pred for row in rows for pred in row.preds.values()], limits)
+    _legend(figure.add_subplot(grid[-1, 1:]), DEPTH_COLOURS, limits, label, ends=ends)
+    return _save(figure, path)
+
+
 def learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Losses and validation abs_rel against the optimizer step, written to a PNG.
 
@@ -208,11 +258,25 @@ def _picture(axes: Axes, image: np.ndarray) -> Axes:
     return axes
 
 
-def _legend(axes: Axes, colours: str, limits: tuple[float, float], label: str) -> None:
-    """Turn the axes into a colour bar."""
+def _ends(depths: Iterable[np.ndarray], limits: tuple[float, float]) -> str:
+    """Which ends of a colour bar depths pass, in matplotlib's words."""
+    values = np.concatenate([np.empty(0), *(depth.ravel() for depth in depths)])
+    below, above = bool((values < limits[0]).any()), bool((values > limits[1]).any())
+    return {(False, False): "neither", (True, False): "min", (False, True): "max"}.get(
+        (below, above), "both"
+    )
+
+
+def _legend(
+    axes: Axes, colours: str, limits: tuple[float, float], label: str, *, ends: str = "neither"
+) -> None:
+    """Turn the axes into a colour bar, with points where values pass its ends."""
     scale = ScalarMappable(Normalize(*limits), _colours(colours))
-    axes.figure.colorbar(scale, cax=axes, orientation="horizontal", ticks=MaxNLocator(5))
-    axes.set_xlabel(label, fontsize=8)
+    bar = axes.figure.colorbar
+    bar(
+        scale, cax=axes, orientation="horizontal", ticks=MaxNLocator(5), extend=ends, extendfrac=TIP
+    )
+    axes.set_xlabel(label, fontsize=8, parse_math=False)
     axes.tick_params(labelsize=8)
 
 

@@ -51,18 +51,21 @@ def evaluate(
     ],
     shards: Annotated[str, typer.Option(help="Folder or URL written by pack.")],
     split: Annotated[str, typer.Option(help="Named key list of the shards.")] = "test",
+    baselines: Annotated[
+        str, typer.Option(help="Named key list whose depths make the baselines.")
+    ] = "train",
     batch: Annotated[int, typer.Option(min=1, help="Images of one forward pass.")] = 8,
     as_json: Json = False,
 ) -> None:
     """Score an adapter on a split under every protocol.
 
-    Errors are in metres (abs_rel, rmse_log and deltas without unit), beside two baselines fitted on
-    the split `train`: its median depth and its mean depth map. Runs on one or several ranks.
+    Errors are in metres (abs_rel, rmse_log and deltas without unit), beside two baselines: the
+    median of the training depths and their mean map. Runs on one or several ranks.
     """
     from llm_mde.data.index import open_index
 
     with alike_on_all_ranks():
-        index, train_index = open_index(shards, split), open_index(shards, "train")
+        index, train_index = open_index(shards, split), open_index(shards, baselines)
 
     from llm_mde.inference.score import score
 

@@ -11,20 +11,15 @@ from llm_mde.data.plan import Part
 from llm_mde.data.stream import Batch, Shape, evaluation_batches
 from llm_mde.errors import DataError
 from llm_mde.inference.adapter import load
+from llm_mde.inference.card import GROUPS
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.scoring.baselines import Baselines, baselines_of
-from llm_mde.scoring.evaluate import EvalResult, evaluate
+from llm_mde.scoring.evaluate import CONSTANT_NOTE, EvalResult, baseline_group, evaluate
 from llm_mde.scoring.losses import silog
 from llm_mde.scoring.metrics import METRICS
+from llm_mde.scoring.protocols import PROTOCOLS
 
-ROWS = {
-    "model": "metric",
-    "mean map of train": "mean_map",
-    "median of train": "constant",
-    "model, median aligned": "aligned_median",
-    "model, affine aligned": "aligned_affine",
-    "model, paper (min-max)": "paper",
-}
+BLIND = {"mean_map": "mean depth map", "constant": "median depth"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,8 @@ class Scores:
 
     source: Path
     split: str
+    baselines: str
+    """The key list that they were fitted on."""
     result: EvalResult
 
     def payload(self) -> dict[str, Any]:
@@ -40,6 +37,7 @@ class Scores:
         return {
             "source": str(self.source),
             "split": self.split,
+            "baselines": self.baselines,
             "images": self.result.images,
             "left_out": self.result.left_out,
             "crop": self.result.crop,
@@ -47,15 +45,22 @@ class Scores:
         }
 
     def lines(self) -> list[str]:
-        """A table: a row a protocol or baseline, a column a metric."""
-        head = f"{self.split}: {self.result.images} images, crop {self.result.crop}"
-        width = max(map(len, ROWS))
-        lines = [head, " " * width + "".join(f"{name:>10}" for name in METRICS)]
-        for title, group in ROWS.items():
-            values = [self.result.means.get(f"{group}/{name}") for name in METRICS]
-            cells = "".join(" " * 10 if v is None else f"{v:10.4f}" for v in values)
-            lines.append(f"{title:<{width}}{cells}")
-        return lines
+        """A table: a block a protocol, a row the model or a baseline, a column a metric."""
+        width = 2 + max(map(len, BLIND.values()))
+        seen = f"{self.result.images} images, crop {self.result.crop}"
+        lines = [f"{self.split}: {seen}, baselines of {self.baselines}"]
+        lines.append(" " * width + "".join(f"{name:>10}" for name in METRICS))
+        for protocol in PROTOCOLS:
+            lines.append(GROUPS["" if protocol == "metric" else protocol].replace("`", ""))
+            lines.append(self._line("model", protocol, width))
+            for name, title in BLIND.items():
+                lines.append(self._line(title, baseline_group(name, protocol), width))
+        return [*lines, *CONSTANT_NOTE.split("; ")]
+
+    def _line(self, title: str, group: str, width: int) -> str:
+        values = [self.result.means.get(f"{group}/{name}") for name in METRICS]
+        cells = "".join(f"{'-':>10}" if v is None else f"{v:10.4f}" for v in values)
+        return f"{'  ' + title:<{width}}{cells}"
 
 
 def score(source: Path, index: Index, *, train_index: Index, batch: int) -> Scores | None:
@@ -79,7 +84,10 @@ def score(source: Path, index: Index, *, train_index: Index, batch: int) -> Scor
         baselines = _baselines(train_index, max_depth=model.config.max_depth)
         if baselines is None:
             return None
-        return _score(source, model, index, baselines=baselines, batch=batch)
+        result = _score(model, index, baselines=baselines, batch=batch)
+        if result is None:
+            return None
+        return Scores(source, index.split, train_index.split, result)
     finally:
         dist.leave()
 
@@ -101,8 +109,8 @@ def _baselines(index: Index, *, max_depth: float) -> Baselines | None:
 
 
 def _score(
-    source: Path, model: DepthModel, index: Index, *, baselines: Baselines, batch: int
-) -> Scores | None:
+    model: DepthModel, index: Index, *, baselines: Baselines, batch: int
+) -> EvalResult | None:
     config, device = model.config, model.mean.device
     shape = Shape(config.image_size, model.vit.interpolation, config.max_depth)
     part = Part(dist.rank(), dist.world())
@@ -112,13 +120,14 @@ def _score(
         _until_error(evaluation_batches(index, shape, batch=batch, part=part), failed),
         loss=silog,
         baselines=baselines,
+        baseline_protocols=PROTOCOLS,
         max_depth=config.max_depth,
         reduce=dist.all_reduce_sum,
     )
     every_rank_done = dist.all_agree(not failed)
     if failed:
         raise failed[0]
-    return Scores(source, index.split, result) if every_rank_done and not part.rank else None
+    return result if every_rank_done and not part.rank else None
 
 
 def _until_error(batches: Iterable[Batch], failed: list[DataError]) -> Iterator[Batch]:

@@ -17,6 +17,7 @@ from llm_mde.scoring.protocols import (
     CROP_COLS,
     CROP_ROWS,
     PROTOCOLS,
+    Protocol,
     is_cropped,
     resized,
     score_pixels,
@@ -30,7 +31,19 @@ Batch = Mapping[str, Any]
 
 BASELINES = ("constant", "mean_map")
 METRIC_ONLY = {"metric": PROTOCOLS["metric"]}
+# A map of one value has no min-max normalisation, and any value in its place is our choice. The
+# nearest would flatter it: its abs_rel stays below 1, where others pay for each pixel at the floor.
+UNDEFINED = frozenset({("constant", "paper")})
+CONSTANT_NOTE = (
+    "a constant aligned is each image's own median or mean, what aligning alone gives; "
+    "under paper it has no range to normalise and no score"
+)
 COUNTS = ("images", "left_out", "cropped")
+
+
+def baseline_group(baseline: str, protocol: str) -> str:
+    """The group a baseline's numbers under a protocol are kept in: `mean_map_aligned_median`."""
+    return baseline if protocol == "metric" else f"{baseline}_{protocol}"
 
 
 class Scores:
@@ -109,20 +122,29 @@ def evaluate(
     *,
     loss: Loss,
     baselines: Baselines | None = None,
+    baseline_protocols: Mapping[str, Protocol] = METRIC_ONLY,
     max_depth: float = 10.0,
     reduce: Callable[[Tensor], Tensor] = torch.clone,
 ) -> EvalResult:
     """Score a split; every image alone, so that neither batch mates nor ranks move a number.
 
+    Baselines are scored under `baseline_protocols`, in the groups `baseline_group` names, but for
+    the UNDEFINED pairs.
     `reduce` sums a float64 (N,) tensor over ranks and is called once, at the end, on every rank.
     The loss is taken at the prediction's size, with the truth brought to it by nearest neighbour.
     """
-    scores = Scores(_names(baselines is not None))
+    blind = baseline_protocols if baselines else {}
+    scores = Scores(_names(blind))
     for batch in batches:
         pred = predict(batch["image"]).float().cpu()  # (B, 1, h, w)
         for i in (batch["weight"] > 0).nonzero().flatten().tolist():
             depth, valid = batch["depth"][i, 0].cpu(), batch["valid"][i, 0].cpu()
-            scores.add(_score(pred[i, 0], depth, valid, baselines=baselines, max_depth=max_depth))
+            pixels = scored_pixels(depth, valid, max_depth=max_depth)
+            scores.add(_score(pred[i, 0], depth, pixels, max_depth=max_depth))
+            if baselines and pixels.numel():
+                scores.add(
+                    _score_baselines(baselines, depth, pixels, protocols=blind, max_depth=max_depth)
+                )
             scores.add(_loss(loss, pred[i, 0], depth, valid))
     total = Scores(scores.names)
     total.add_state(reduce(scores.state()).cpu())
@@ -131,27 +153,45 @@ def evaluate(
     return EvalResult(means=means, images=images, left_out=left_out, cropped=cropped)
 
 
-def _names(with_baselines: bool) -> list[str]:
-    groups = [*PROTOCOLS, *(BASELINES if with_baselines else ())]
+def _pairs(protocols: Iterable[str]) -> list[tuple[str, str]]:
+    """Baseline and protocol of every group that is scored."""
+    pairs = [(baseline, protocol) for baseline in BASELINES for protocol in protocols]
+    return [pair for pair in pairs if pair not in UNDEFINED]
+
+
+def _names(blind: Iterable[str]) -> list[str]:
+    groups = [*PROTOCOLS, *(baseline_group(*pair) for pair in _pairs(blind))]
     return [f"{group}/{metric}" for group in groups for metric in METRICS] + ["loss", *COUNTS]
 
 
-def _score(
-    pred: Tensor, depth: Tensor, valid: Tensor, *, baselines: Baselines | None, max_depth: float
-) -> dict[str, float]:
-    pixels = scored_pixels(depth, valid, max_depth=max_depth)
+def _score(pred: Tensor, depth: Tensor, pixels: Tensor, *, max_depth: float) -> dict[str, float]:
     if not pixels.numel():
         return {"left_out": 1.0}
     size = (depth.shape[0], depth.shape[1])
     gt = depth.flatten()[pixels]
     groups = score_pixels(resized(pred, size).flatten()[pixels], gt, max_depth=max_depth)
-    for name, blind in (baselines.predictions(size) if baselines else {}).items():
-        values = blind.flatten()[pixels]
-        groups[name] = score_pixels(values, gt, max_depth=max_depth, protocols=METRIC_ONLY)[
-            "metric"
-        ]
-    flat = {f"{group}/{name}": v for group, row in groups.items() for name, v in row.items()}
-    return flat | {"images": 1.0} | ({"cropped": 1.0} if is_cropped(size) else {})
+    return _flat(groups) | {"images": 1.0} | ({"cropped": 1.0} if is_cropped(size) else {})
+
+
+def _score_baselines(
+    baselines: Baselines,
+    depth: Tensor,
+    pixels: Tensor,
+    *,
+    protocols: Mapping[str, Protocol],
+    max_depth: float,
+) -> dict[str, float]:
+    gt = depth.flatten()[pixels]
+    groups: dict[str, dict[str, float]] = {}
+    for name, blind in baselines.predictions((depth.shape[0], depth.shape[1])).items():
+        asked = {key: p for key, p in protocols.items() if (name, key) not in UNDEFINED}
+        rows = score_pixels(blind.flatten()[pixels], gt, max_depth=max_depth, protocols=asked)
+        groups |= {baseline_group(name, protocol): row for protocol, row in rows.items()}
+    return _flat(groups)
+
+
+def _flat(groups: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {f"{group}/{name}": v for group, row in groups.items() for name, v in row.items()}
 
 
 def _loss(loss: Loss, pred: Tensor, depth: Tensor, valid: Tensor) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """A search space as a YAML: named trials, each a set of dotted configuration paths."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -17,7 +18,9 @@ class Tiny(Frozen):
     config: Path
     """YAML of the base run, used when no other is named."""
     divide: dict[str, float] = {}
-    """Dotted path of a rank -> divisor, for narrower layers; alpha / r stays as it is."""
+    """Dotted path of a trial's rank -> divisor, for narrower layers; alpha / r stays as it is."""
+    common: dict[str, Any] = {}
+    """Dotted path -> value for all trials of a tiny model, weaker than `--set`."""
 
 
 class Space(Frozen):
@@ -26,9 +29,14 @@ class Space(Frozen):
     name: str
     """Name of the sweep; its trials are runs `<name>-<trial>`."""
     trials: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Trial -> dotted path -> value."""
+    """Trial -> dotted path -> value; or `trials_from: FILE`, the trials of another space."""
+    common: dict[str, Any] = {}
+    """Dotted path -> value for all trials, weaker than `--set`."""
     tiny: Tiny | None = None
     """The same space on a tiny model."""
+
+
+S = TypeVar("S", bound=Space)
 
 
 def read_space(path: Path) -> Space:
@@ -37,12 +45,28 @@ def read_space(path: Path) -> Space:
     Raises:
         ConfigError: it is missing or not of this form.
     """
+    return read_form(path, Space)
+
+
+def read_form(path: Path, form: type[S]) -> S:
+    """A file of a space and what else its form asks for.
+
+    Raises:
+        ConfigError: it is missing or not of this form.
+    """
+    tree = read_yaml(path)
+    source = tree.pop("trials_from", None)
+    if source is not None:
+        if "trials" in tree:
+            raise ConfigError(f"{path}: expected trials or trials_from, got both")
+        tree["trials"] = read_space(Path(str(source))).trials
     try:
-        return Space.model_validate(read_yaml(path))
+        return form.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where}: {first['msg'].lower()}") from error
+        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{path}: {where}{message[:1].lower()}{message[1:]}") from error
 
 
 def trial_configs(
@@ -50,29 +74,37 @@ def trial_configs(
 ) -> dict[str, Config]:
     """The configuration of every trial; all are validated before any runs.
 
+    From weak to strong: the base, what the space says for all trials, what it says for all trials
+    of a tiny model, `sets`, the trial.
+
     Args:
         space: the space.
         base: YAML the trials start from; None: the space's tiny one.
         tiny: divide as the space says for tiny layers; without a base that is always so.
-        sets: `a.b=c` words for all trials, stronger than the base, weaker than the trial.
+        sets: `a.b=c` words for all trials.
 
     Raises:
         ConfigError: no base, or a trial with an unknown path or a bad value.
     """
     if space.tiny is None and (tiny or base is None):
         raise ConfigError(f"space {space.name}: has no `tiny` part; give --config FILE alone")
-    divide = space.tiny.divide if space.tiny and (tiny or base is None) else {}
+    small = space.tiny if tiny or base is None else None
     if base is None:
-        assert space.tiny is not None
-        base = space.tiny.config
+        assert small is not None
+        base = small.config
         if not base.is_file():
             raise ConfigError(f"{base}: not found; run `make demo` first, or give --config FILE")
+    common = space.common | (small.common if small else {})
+    divide = small.divide if small else {}
     configs = {}
     for name, values in space.trials.items():
         own = _narrow(values, divide) | {"name": f"{space.name}-{name}"}
-        words = [f"{path}={json.dumps(value)}" for path, value in own.items()]
-        configs[name] = load(base, sets=[*sets, *words])
+        configs[name] = load(base, sets=[*_words(common), *sets, *_words(own)])
     return configs
+
+
+def _words(values: Mapping[str, Any]) -> list[str]:
+    return [f"{path}={json.dumps(value)}" for path, value in values.items()]
 
 
 def _narrow(values: dict[str, Any], divide: dict[str, float]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_train_eval_predict_one_after_the_other(place: Path) -> None:
     small = [word for setting in TINY for word in ("--set", setting)]
     said = run(["deepspeed", "--num_accelerators", "1", *words[1:], *small], place)
     assert "val loss" in said and "abs_rel" in said
-    assert "mean map of train" in run(commands()["llm-mde eval"], place)
+    assert "baselines of train" in run(commands()["llm-mde eval"], place)
     run(commands()["llm-mde predict"], place)
     depth = Image.open(place / "depth" / "room_depth_mm.png")
     assert depth.size == (64, 48) and depth.mode in ("I;16", "I")

@@ -28,6 +28,7 @@ COMMANDS = (
     "predict",
     "export",
     "sweep",
+    "experiment",
     "demo",
 )
 HEAVY = ("torch", "deepspeed", "ray", "mlflow", "transformers", "timm", "peft", "numpy")
@@ -105,6 +106,10 @@ def test_help_of_a_command_has_an_example_that_parses(command: str, capsys) -> N
         ("eval", ["[default: test]", "[default: 8;", "metres"]),
         ("predict", ["millimetres", "[required]"]),
         ("sweep", ["(what fits)"]),
+        (
+            "experiment",
+            ["few-shot, zero-shot, prompts", "(what fits)", "[default: 1;", "--dry-run"],
+        ),
         ("demo", ["[default: demo]"]),
     ],
 )
@@ -135,6 +140,9 @@ def test_version(capsys) -> None:
         (["synth", "X", "--truncate", "2"], "llm-mde synth: Invalid value for '--truncate': "),
         (["synth"], "llm-mde synth: Missing argument 'OUT'"),
         (["predict", "X", "--out", "Y"], "llm-mde predict: Missing option '--adapter'"),
+        (["experiment"], "llm-mde experiment: Missing argument 'NAME'"),
+        (["experiment", "no"], "llm-mde experiment: no: no such experiment, expected few-shot, "),
+        (["experiment", "lora"], "llm-mde experiment: demo/sweep.yaml: not found; run `make demo`"),
         (["train", "--set", "a=1"], "llm-mde train: --set a=1: unknown key a, did you mean"),
         (["train", "--set", "optim.lr=-1"], "llm-mde train: --set optim.lr=-1: optim.lr: expected"),
         (["train", "--set", "seed"], "llm-mde train: --set seed: expected a.b=c"),
@@ -224,9 +232,15 @@ def test_eval_says_one_json_object(run, shards, capfd) -> None:
     assert {"test/abs_rel", "test/delta3", "test_paper/rmse", "test/loss"} <= scores.keys()
     assert main(words) == 0
     table = capfd.readouterr().out.splitlines()
-    assert table[0] == "test: 3 images, crop none"
-    row = next(line for line in table if line.startswith("model "))
+    assert table[0] == "test: 3 images, crop none, baselines of train"
+    row = next(line for line in table if line.split()[0] == "model")
     assert f"{scores['test/abs_rel']:.4f}" in row.split()
+    assert main([*words, "--baselines", "test", "--json"]) == 0  # which fit their own truth better
+    fitted = json.loads(capfd.readouterr().out)
+    assert (
+        fitted["baselines"] == "test" and fitted["scores"]["test/abs_rel"] == scores["test/abs_rel"]
+    )
+    assert fitted["scores"]["test_mean_map/rmse"] < scores["test_mean_map/rmse"]
 
 
 def test_eval_refuses_a_damaged_shard_and_what_is_missing(mistake, run, shards, tmp_path) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,11 @@ import torch
 from torch import Tensor
 
 from llm_mde.errors import DataError
+from llm_mde.inference.score import Scores as Said
 from llm_mde.scoring.baselines import Baselines, fit_baselines, nearest
 from llm_mde.scoring.evaluate import EvalResult, Scores, evaluate
 from llm_mde.scoring.losses import silog, ssi
-from llm_mde.scoring.protocols import score_image
+from llm_mde.scoring.protocols import PROTOCOLS, score_image
 
 IMAGES = 11
 SIZE = (24, 32)
@@ -199,6 +201,72 @@ def test_baselines_are_scored_on_the_pixels_of_the_prediction() -> None:
     means = evaluate(predict, [batch | weight], loss=silog, baselines=blind).means
     assert means["constant/abs_rel"] == pytest.approx((1 + 0 + 0.5) / 3)
     assert means["mean_map/abs_rel"] == pytest.approx((0 + 0 + 0.5) / 3)
+
+
+def three_pixels(**kwargs: Any) -> EvalResult:
+    """One image: truth 1, 2, 4 m; the constant says 3, the mean map 2, 4, 4."""
+    depth = torch.tensor([[[[1.0, 2.0, 4.0, 9.9]]]])
+    batch = {
+        "image": torch.zeros(1, 3, 1, 4),
+        "depth": depth,
+        "valid": depth < 9,
+        "weight": torch.ones(1),
+    }
+    blind = Baselines(constant=3.0, mean_map=torch.tensor([[2.0, 4.0, 4.0, 50.0]]))
+    return evaluate(predict, [batch], loss=silog, baselines=blind, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("constant/abs_rel", (2 + 1 / 2 + 1 / 4) / 3),
+        ("constant_aligned_median/abs_rel", (1 + 0 + 1 / 2) / 3),  # the truth's median: 2
+        ("constant_aligned_affine/abs_rel", (4 / 3 + 1 / 6 + 5 / 12) / 3),  # its mean: 7/3
+        ("constant_aligned_affine/rmse", ((16 + 1 + 25) / 9 / 3) ** 0.5),
+        ("mean_map/abs_rel", (1 + 1 + 0) / 3),
+        ("mean_map_aligned_median/abs_rel", (0 + 0 + 1 / 2) / 3),  # halved: 1, 2, 2
+        ("mean_map_aligned_affine/abs_rel", (0 + 1 / 2 + 1 / 4) / 3),  # less one: 1, 3, 3
+        ("mean_map_paper/abs_rel", (0 + 2 + 0) / 3),  # 0, 1, 1 beside 0, 1/3, 1
+        ("mean_map_paper/rmse", (4 / 9 / 3) ** 0.5),
+    ],
+)
+def test_baselines_are_scored_under_every_protocol_asked_for(name: str, want: float) -> None:
+    means = three_pixels(baseline_protocols=PROTOCOLS).means
+    assert means[name] == pytest.approx(want, rel=1e-6)
+
+
+def test_a_constant_has_no_score_where_it_has_no_normalisation() -> None:
+    means = three_pixels(baseline_protocols=PROTOCOLS).means
+    assert not [name for name in means if name.startswith("constant_paper")]
+    assert all(np.isfinite(value) for value in means.values())
+
+
+def test_training_pays_for_baselines_under_metric_alone() -> None:
+    groups = {name.rpartition("/")[0] for name in three_pixels().means}
+    assert groups == {*PROTOCOLS, "constant", "mean_map", ""}
+
+
+def test_baselines_under_other_protocols_are_tracked_in_groups_of_their_own() -> None:
+    named = three_pixels(baseline_protocols=PROTOCOLS).named("test")
+    assert named["test_mean_map/abs_rel"] == pytest.approx(2 / 3)
+    assert named["test_mean_map_aligned_median/abs_rel"] == pytest.approx(1 / 6)
+    assert "test_constant_aligned_affine/delta1" in named
+
+
+def test_eval_shows_model_and_baselines_below_each_protocol() -> None:
+    said = Said(Path("run"), "test", "train", three_pixels(baseline_protocols=PROTOCOLS)).lines()
+    at = [i for i, line in enumerate(said) if line.split(":")[0] in PROTOCOLS]
+    assert [said[i].split(":")[0] for i in at] == list(PROTOCOLS)
+    for i in at:
+        assert [line[:16].strip() for line in said[i + 1 : i + 4]] == [
+            "model",
+            "mean depth map",
+            "median depth",
+        ]
+    median = said[at[1] + 2].split()
+    assert median[3] == "0.1667"  # abs_rel of the halved mean map
+    assert said[at[3] + 3].split()[2:] == ["-"] * 9
+    assert max(map(len, said)) < 120
 
 
 def test_mean_map_is_resized_to_another_truth() -> None:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from llm_mde.figures import (
     NO_READING,
+    Compared,
     Sample,
     colour_depth,
     depth_figure,
@@ -14,6 +15,7 @@ from llm_mde.figures import (
     depth_range,
     learning_curve,
     sample_sheet,
+    variants_sheet,
 )
 
 GREY = [round(255 * level) for level in NO_READING]
@@ -107,3 +109,47 @@ def test_panels_show_image_and_depths_with_holes_in_grey(tmp_path: Path) -> None
     assert ((abs(thirds[0] - (10, 200, 90)).max(axis=-1) <= 2).mean()) > 0.4
     empty = depth_panels(image, {"depth": np.zeros((24, 32))}, tmp_path / "b.png")
     assert is_png(empty)
+
+
+def column_shares(path: Path, colour: np.ndarray, columns: int) -> list[float]:
+    """Share of the pixels of this colour in each column of panels, without the legend."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture)[: int(0.85 * picture.height), :, :3].astype(int)
+    parts = np.array_split((abs(pixels - colour).max(axis=-1) <= 2), columns, axis=1)
+    return [float(part.mean()) for part in parts]
+
+
+def compared(**preds: float) -> list[Compared]:
+    """Two rows: truth half 1 m and half 4 m, then 2 m all over; variants of one depth each."""
+    image = np.full((24, 32, 3), (10, 200, 90), np.uint8)
+    halves, flat = np.full((24, 32), 1.0), np.full((24, 32), 2.0)
+    halves[12:] = 4.0
+    maps = {name: np.full((6, 8), value, np.float32) for name, value in preds.items()}
+    return [Compared(image, depth, depth > 0, maps) for depth in (halves, flat)]
+
+
+def test_panels_of_variants_and_truths_share_one_scale(tmp_path: Path) -> None:
+    path = variants_sheet(compared(a=2.0, b=9.0, c=4.0), tmp_path / "sheet.png")
+    two, four = (colour_depth(np.full((1, 1), m), vmin=1, vmax=4)[0, 0] for m in (2.0, 4.0))
+    at_two, at_four = column_shares(path, two, 5), column_shares(path, four, 5)
+    assert at_two[2] > 0.6 and at_two[1] > 0.25  # variant a in both rows, the truth in one
+    assert max(at_two[0], at_two[3], at_two[4]) < 0.02
+    assert at_four[3] > 0.6 and at_four[4] > 0.6  # 9 m is shown as the end of the scale
+    assert 0.1 < at_four[1] < at_two[1]  # half of one truth
+
+
+def test_a_wild_variant_moves_no_colour_of_the_others(tmp_path: Path) -> None:
+    calm = variants_sheet(compared(a=2.0, b=2.0), tmp_path / "calm.png")
+    wild = variants_sheet(compared(a=2.0, b=900.0), tmp_path / "wild.png")
+    two = colour_depth(np.full((1, 1), 2.0), vmin=1, vmax=4)[0, 0]
+    before, after = column_shares(calm, two, 4), column_shares(wild, two, 4)
+    assert before[:3] == pytest.approx(after[:3], abs=0.02)
+    assert before[3] > 0.6 and after[3] < 0.02
+
+
+def test_sheet_of_variants_takes_any_sizes_titles_and_none(tmp_path: Path) -> None:
+    image = np.full((16, 16, 3), 90, dtype=np.uint8)
+    nothing = np.zeros((24, 32))
+    row = Compared(image, nothing, nothing > 0, {"$5_$ a%": ramp()}, {"$5_$ a%": "0.1_$"}, "$_$")
+    assert is_png(variants_sheet([row], tmp_path / "a.png", note="not drawn: $b_$"))
+    assert is_png(variants_sheet([Compared(image, ramp(), ramp() > 2, {})], tmp_path / "b.png"))

@@ -24,7 +24,11 @@ ROOMS = (
     ("tracking.", "tracker mlflow compare"),
     ("training.", "engine checkpoint meter loop folder train preflight"),
     ("inference.", "card adapter image predict score pretrained export"),
-    ("studies.", "process demo space sweep experiments report"),
+    (
+        "studies.",
+        "process demo space paper summary grid tables report trials sweep "
+        "plan results agenda attempt experiments",
+    ),
     ("commands.", "options shards models studies"),
     ("", "cli __main__"),
 )
@@ -42,7 +46,7 @@ HOMES = {
     "numba": {"nyu.compiled"},
     "threadpoolctl": {"data.shard"},
     "pcodec": {"data.record"},
-    "ray": {"studies.sweep", "data.workers"},
+    "ray": {"studies.trials", "data.workers"},
     "torch.distributed": {"dist"},
     "rich": {"progress"},
     "fsspec": {"data.folder"},
@@ -141,6 +145,6 @@ def test_help_loads_nothing_heavy(words):
 
 
 def test_environment_is_read_in_its_places():
-    writers = {"studies.sweep", "studies.process"}  # for the processes they start
+    writers = {"studies.trials", "studies.process"}  # for the processes they start
     users = {name for name, path in MODULES.items() if "os.environ" in path.read_text("utf-8")}
     assert users <= {"config", "launcher", "dist"} | writers

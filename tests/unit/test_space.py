@@ -106,3 +106,13 @@ def test_tiny_divides_on_a_named_base_too(tmp_path: Path) -> None:
     scale = [c.model.vit.lora.alpha / c.model.vit.lora.r for c in configs.values()]
     assert scale == [2, 1, 2, 2, 2, 2, 2, 2]
     assert {c.model.llm.lora.alpha / c.model.llm.lora.r for c in configs.values()} == {2}
+
+
+def test_a_space_may_take_the_trials_of_another(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("name: s\ntrials_from: tune/spaces/table5.yaml\ncommon: {seed: 4}\n")
+    found = read_space(space)
+    assert found.trials == read_space(TABLE5).trials
+    (tmp_path / "base.yaml").write_text("{}\n")
+    configs = trial_configs(found, tmp_path / "base.yaml", tiny=False, sets=[])
+    assert [(c.name, c.seed) for c in configs.values()][7] == ("s-scheme8", 4)

@@ -1,0 +1,203 @@
+"""The paper's experiments: trials trained and scored by the commands of a user, then the report.
+
+An experiment is a run of MLflow with a child for each trial and seed. A trial that has finished
+left a JSON and is not run again; one that was interrupted goes on.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_mde import __version__
+from llm_mde.errors import ConfigError
+from llm_mde.launcher import cores
+from llm_mde.progress import duration
+from llm_mde.recipes import find
+from llm_mde.scoring.metrics import METRICS
+from llm_mde.studies import report
+from llm_mde.studies.agenda import Planned
+from llm_mde.studies.attempt import attempt
+from llm_mde.studies.paper import UNTRAINED, Outcome
+from llm_mde.studies.plan import Plan, Trial
+from llm_mde.studies.process import gpu_ids
+from llm_mde.studies.results import outcomes_of
+from llm_mde.studies.summary import OURS, blocks
+from llm_mde.studies.trials import run_trials
+from llm_mde.tracking.mlflow import MlflowTracker
+from llm_mde.tracking.tracker import Status
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An experiment that ran."""
+
+    plan: Plan
+    outcomes: list[Outcome]
+    files: list[Path]
+    """Tables and figure."""
+
+    @property
+    def errors(self) -> list[str]:
+        """Why rows failed."""
+        return [outcome.error for outcome in self.outcomes if outcome.error]
+
+    @property
+    def failed(self) -> bool:
+        """Whether no trained row has scores."""
+        trained = [outcome for outcome in self.outcomes if outcome.row != UNTRAINED]
+        return all(outcome.error for outcome in trained)
+
+    def payload(self) -> dict[str, Any]:
+        """For JSON."""
+        outcomes = [vars(one) | {"adapter": str(one.adapter)} for one in self.outcomes]
+        files = [str(path) for path in self.files]
+        return {"name": self.plan.experiment.name, "outcomes": outcomes, "files": files}
+
+    def lines(self) -> list[str]:
+        """The tables for people."""
+        said = report.lines(self.plan.experiment, self.outcomes)
+        return [*said, f"report: {' '.join(str(path) for path in self.files)}"]
+
+
+def run_all(
+    planned: Sequence[Planned], *, ds_config: Path, concurrent: int | None, about: dict[str, str]
+) -> list[Finished]:
+    """Run what is not done, one experiment after the other, and write every report.
+
+    A failing trial is kept with its reason and does not stop the rest.
+
+    Raises:
+        ConfigError: every trial of an experiment failed.
+    """
+    finished = [
+        _run(one, ds_config=find(ds_config).absolute(), concurrent=concurrent, about=about)
+        for one in planned
+    ]
+    lost = [one for one in finished if one.failed]
+    if lost:
+        names = ", ".join(one.plan.experiment.name for one in lost)
+        raise ConfigError(f"{names}: every trial failed; the first: {lost[0].errors[0]}")
+    return finished
+
+
+def _run(
+    planned: Planned, *, ds_config: Path, concurrent: int | None, about: dict[str, str]
+) -> Finished:
+    made, states = planned.plan, planned.states
+    todo = [trial for trial, state in zip(made.trials, states, strict=True) if state != "done"]
+    name, total = made.experiment.name, len(made.trials)
+    logger.info("%s: %d trials, %d of them done", name, total, total - len(todo))
+    began = time.monotonic()
+    parent = _parent(made, about) if todo else None
+    status: Status = "failed"
+    try:
+        errors = _run_trials(todo, made, parent, ds_config=ds_config, concurrent=concurrent)
+        outcomes = [one for trial in made.trials for one in _outcomes(trial, errors)]
+        files = _report(made, outcomes, about=about, anew=bool(todo))
+        if parent is not None:
+            _record(parent, made, outcomes)
+        status = "finished" if any(one.scores for one in outcomes) else "failed"
+    except (KeyboardInterrupt, SystemExit):
+        logger.warning("%s: stopped; the same command goes on", name)
+        status = "killed"
+        raise
+    finally:
+        if parent is not None:
+            parent.close(status)
+    logger.info("%s: %s for %d trials", name, duration(time.monotonic() - began), len(todo))
+    return Finished(made, outcomes, files)
+
+
+def _run_trials(
+    todo: Sequence[Trial],
+    made: Plan,
+    parent: MlflowTracker | None,
+    *,
+    ds_config: Path,
+    concurrent: int | None,
+) -> dict[str, str]:
+    """Run them; name -> reason of those that failed."""
+    if not todo:
+        return {}
+    run_id = parent.run_id if parent else None
+    works = {
+        trial.config.name: partial(attempt, trial=trial, parent_run_id=run_id, ds_config=ds_config)
+        for trial in todo
+    }
+    ended = run_trials(works, folder=made.folder, concurrent=concurrent, of=len(made.trials))
+    return {name: end.error for name, end in ended.items() if end.error is not None}
+
+
+def _outcomes(trial: Trial, errors: Mapping[str, str]) -> list[Outcome]:
+    return outcomes_of(trial, errors.get(trial.config.name))
+
+
+def _report(
+    made: Plan, outcomes: Sequence[Outcome], *, about: dict[str, str], anew: bool
+) -> list[Path]:
+    """The tables, and the figure where a trial ran."""
+    folder = made.folder / "report"
+    config = made.trials[0].config
+    seeds = ", ".join(f"{seed}" for seed in dict.fromkeys(trial.seed for trial in made.trials))
+    told = about | {"shards": str(config.data.shards), "seeds": seeds}
+    files = report.write(made.experiment, outcomes, folder=folder, about=told)
+    figure = folder / report.FIGURE
+    adapters = _adapters(made, outcomes)
+    if adapters and (anew or not figure.is_file()):
+        report.draw(made.experiment, adapters, made.tests, figure)
+    return [*files, figure] if figure.is_file() else files
+
+
+def _adapters(made: Plan, outcomes: Sequence[Outcome]) -> dict[str, Path]:
+    """Title -> adapter of the first seed that has one, the model before training first."""
+    lost = {one.adapter for one in outcomes if one.error}
+    found: dict[str, Path] = {}
+    for trial in made.trials:
+        folder = trial.config.run_dir / "adapter"
+        if folder not in lost:
+            found.setdefault(made.experiment.title_of(trial.name), folder)
+    return found
+
+
+def _parent(made: Plan, about: dict[str, str]) -> MlflowTracker | None:
+    config = made.trials[0].config
+    if not config.tracking.mlflow:
+        return None
+    parent = MlflowTracker(config.tracking, run_dir=made.folder, resume=True)
+    parent.params(about | {"title": made.experiment.title, "table": made.experiment.table})
+    return parent
+
+
+def _record(parent: MlflowTracker, made: Plan, outcomes: Sequence[Outcome]) -> None:
+    """Means over seeds under `metric`, and the report's files."""
+    means = {}
+    for block in blocks(made.experiment, outcomes):
+        for line in block:
+            group = line.row if line.source == OURS else f"{line.source}_{line.row or line.test}"
+            for metric in METRICS:
+                if (found := line.spread("metric", metric)) is not None:
+                    means[f"{group}/{metric}"] = found.mean
+    parent.log(means, 0)
+    parent.artifacts(made.folder / "report", "report")
+
+
+def told(*, base: Path | None, sets: Sequence[str], ds_config: Path) -> dict[str, str]:
+    """What a report says of how its runs were made."""
+    device = f"{cores()} CPU cores"
+    if gpus := len(gpu_ids()):
+        device = f"{gpus} x {torch.cuda.get_device_name()}"
+    return {
+        "base": str(base or "the recipe's tiny one"),
+        "settings": " ".join(sets) or "none beside the recipe's",
+        "ds_config": str(ds_config),
+        "device": device,
+        "version": __version__,
+    }
