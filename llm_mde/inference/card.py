@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from llm_mde.config import DataConfig, LlmConfig, ModelConfig, VitConfig
 from llm_mde.errors import CheckpointError
 
-FORMAT = "llm-mde adapter 1"
+FORMAT = "llm-mde adapter 2"
 CARD, README = "llm_mde.json", "README.md"
 
 SHOWN = ("abs_rel", "rmse", "delta1")

@@ -18,7 +18,7 @@ from llm_mde.model.language import Language
 from llm_mde.model.lora import tune
 from llm_mde.model.prompt import Prompt
 from llm_mde.model.prototypes import Prototypes
-from llm_mde.model.reprogram import Reprogram
+from llm_mde.model.reprogram import Reprogram, word_scale
 from llm_mde.model.vit import ViT, seeded_rng
 
 Part = Literal["lora_vit", "lora_llm", "vit", "llm", "prototypes", "attention", "head"]
@@ -131,6 +131,7 @@ class DepthModel(nn.Module):
                 dim,
                 heads=config.reprogram.heads,
                 dropout=config.reprogram.dropout,
+                scale=word_scale(self.language.embeddings.weight),
             )
         with seeded_rng(_seed(seed, "head")):
             self.head = Head(dim, grid=self.vit.grid, widths=config.head.widths)

@@ -1,5 +1,6 @@
 """Cross-modal reprogramming: image tokens become mixtures of text prototypes."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,11 +13,19 @@ class Reprogram(nn.Module):
     Xia et al. 2024, https://arxiv.org/abs/2409.01133, Eq. 1 (after Jin et al. 2024, Time-LLM,
     https://arxiv.org/abs/2310.01728, section 3.1), d = D_vit / heads. The paper leaves biases open:
     the last projection has one, queries, keys and values have none. Ours: all weights start with
-    std 1 / sqrt(inputs), which keeps tokens distinct (see `prototypes`).
+    std 1 / sqrt(inputs), which keeps tokens distinct (see `prototypes`), and the result is brought
+    back to the scale of words: prototypes are normalised to 1, but the language model adds
+    positions to its words, which tokens of that size would drown.
     """
 
-    def __init__(self, vit_dim: int, llm_dim: int, *, heads: int, dropout: float) -> None:
+    scale: Tensor
+
+    def __init__(
+        self, vit_dim: int, llm_dim: int, *, heads: int, dropout: float, scale: Tensor
+    ) -> None:
         """Builds the four projections; the inner width is that of the image tokens.
+
+        `scale` () is a constant on the result, kept with the weights.
 
         Raises:
             ConfigError: the width is not a multiple of the heads.
@@ -35,6 +44,7 @@ class Reprogram(nn.Module):
         for layer in (self.query, self.key, self.value, self.out):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
         nn.init.zeros_(self.out.bias)
+        self.register_buffer("scale", scale)
 
     def forward(self, visual: Tensor, prototypes: Tensor) -> Tensor:
         """Image tokens (B, N, D_vit), prototypes (P, D) -> (B, N, D)."""
@@ -48,4 +58,11 @@ class Reprogram(nn.Module):
             v.expand(B, -1, -1, -1),
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.out(out.transpose(1, 2).flatten(2))  # (B, N, D)
+        return self.scale * self.out(out.transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+@torch.no_grad()
+def word_scale(embedding: Tensor) -> Tensor:
+    """Root mean square of word embeddings (V, D), as the nearest power of two: exact in bf16."""
+    rms = embedding.float().square().mean().sqrt()
+    return torch.ldexp(torch.ones_like(rms), rms.log2().round())

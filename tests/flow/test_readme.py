@@ -95,6 +95,22 @@ def test_train_eval_predict_one_after_the_other(place: Path) -> None:
     assert depth.size == (64, 48) and depth.mode in ("I;16", "I")
 
 
+def test_experiments_are_planned_and_refused_where_shards_lack_a_list(place: Path) -> None:
+    words = commands()["llm-mde experiment --dry-run"]
+    assert [w for w in words if w != "--dry-run"] == commands()["llm-mde experiment"]
+    prompts = ["prompts" if word == "all" else word for word in words]
+    said = run([*prompts, "--set", "train.batch=2"], place)
+    assert said.count("apg") == said.count("fixed") == 3 and "tests: test (1 images)" in said
+    done = subprocess.run(
+        [word.replace("$SHARDS", "shards") for word in words],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == 2 and "needs the key list few-shot-1" in done.stderr
+
+
 def test_the_sweep_is_spelled_as_the_command_takes_it() -> None:
     words = commands()["python tune/sweep.py"]
     assert (ROOT / words[1]).is_file() and (ROOT / words[words.index("--space") + 1]).is_file()

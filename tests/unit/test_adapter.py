@@ -118,7 +118,7 @@ def test_peft_merges_the_adapters(saved: Path, lora_model: DepthModel) -> None:
 
 def test_card_names_model_backbones_and_scores(saved: Path, lora_model: DepthModel) -> None:
     card = read_card(saved)
-    assert card["format"] == "llm-mde adapter 1"
+    assert card["format"] == "llm-mde adapter 2"
     assert ModelConfig.model_validate(card["model"]) == lora_model.config
     assert card["backbones"]["vit"] == {
         "name": "random:tiny:0",
@@ -212,7 +212,9 @@ def test_model_card_names_the_crop(tmp_path: Path, cropped: int, words: str) -> 
 def test_reference_adapter_is_under_40_mb() -> None:
     config, width, layers = Config().model, 768, 12
     lora = layers * (config.vit.lora.r * 4 * width + 3 * config.llm.lora.r * 2 * width)
-    reprogram = Reprogram(width, width, heads=config.reprogram.heads, dropout=0.0)
+    reprogram = Reprogram(
+        width, width, heads=config.reprogram.heads, dropout=0.0, scale=torch.tensor(1.0)
+    )
     head = Head(width, grid=(14, 14), widths=config.head.widths)
     own = sum(t.numel() for part in (reprogram, head) for t in part.state_dict().values())
     assert 4 * (lora + config.reprogram.prototypes * width + own) < 40e6

@@ -101,11 +101,11 @@ def test_tensors_of_another_shape_are_named(folder: Path) -> None:
     ("text", "message"),
     [
         ("{", "not readable JSON"),
-        ("[1]", "expected format 'llm-mde adapter 1', got None"),
+        ("[1]", "expected format 'llm-mde adapter 2', got None"),
         ('{"format": "other 2"}', "got 'other 2'"),
-        ('{"format": "llm-mde adapter 1"}', "unusable model settings: model"),
-        ('{"format": "llm-mde adapter 1", "model": {"vit": 1}}', "model settings: vit"),
-        ('{"format": "llm-mde adapter 1", "model": {"x": 1}}', "model settings: x"),
+        ('{"format": "llm-mde adapter 2"}', "unusable model settings: model"),
+        ('{"format": "llm-mde adapter 2", "model": {"vit": 1}}', "model settings: vit"),
+        ('{"format": "llm-mde adapter 2", "model": {"x": 1}}', "model settings: x"),
     ],
 )
 def test_a_damaged_card_is_refused(folder: Path, text: str, message: str) -> None:

@@ -124,8 +124,9 @@ def test_differences_between_images_survive_bf16(
     # leaves. A random ViT-B (12 layers, 224 px) leaves 87 and Eq. 1 then 69: see the next test.
     assert found["ours"]["reprogram"] >= 100
     assert found[DEFAULT]["reprogram"] < 1  # rounding exceeds the signal
-    # The language model's and the head's own rounding: 37 and 25 measured on Kinect frames.
-    assert found["ours"]["language"] >= 25 and found["ours"]["log_depth"] >= 15
+    # Behind the language model and the head 14 and 14 on Kinect frames, for tokens at the scale of
+    # words share it with positions; tokens at their own scale kept 37 and 25, and learnt worse.
+    assert found["ours"]["language"] >= 10 and found["ours"]["log_depth"] >= 8
 
 
 def test_eq_1_alone_keeps_them_from_given_tokens(model: DepthModel, record_property: Any) -> None:
