@@ -28,7 +28,15 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.arms import ARMS, SINGLE
-from benchmarks.learning_run import METRICS, PROTOCOLS, SETTINGS, Run, make_data, perform
+from benchmarks.learning_run import (
+    METRICS,
+    PROTOCOLS,
+    SETTINGS,
+    Run,
+    make_data,
+    perform,
+    results_folder,
+)
 
 RATES = (2.5e-4, 5e-4, 1e-3)
 DEFAULT_RATE = 5e-4
@@ -45,7 +53,7 @@ def perform_all(runs: Sequence[Run], work: Path, *, jobs: int) -> list[Result]:
     with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
         waiting = {}
         for run in dict.fromkeys(runs):
-            path = work / "results" / run.name
+            path = results_folder(work) / run.name
             if path.exists():
                 results[run] = json.loads(path.read_text())
             else:
@@ -78,13 +86,13 @@ def tune(arms: Sequence[str], work: Path, *, steps: int, jobs: int) -> dict[str,
         value = sum(result["scores"][f"{protocol}/abs_rel"] for protocol in PROTOCOLS)
         found.setdefault(result["arm"], {})[result["lr"]] = value
     chosen = {arm: min(values, key=values.__getitem__) for arm, values in found.items()}
-    write(work / "rates.json", chosen)
+    write(results_folder(work) / "rates.json", rates(work) | chosen)
     return {"steps": round(steps * TUNING_SHARE), "seed": TUNING_SEED, "sums": found}
 
 
 def rates(work: Path) -> dict[str, float]:
     """Learning rates that an earlier `tune` chose; an arm without one takes the default."""
-    path = work / "rates.json"
+    path = results_folder(work) / "rates.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -1,6 +1,7 @@
 """One training run of `learning.py`: its data, its loop on one core, its scores."""
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,13 @@ WARM_UP = 12  # steps that measure what a step costs; they train a copy
 SPARE = 0.97  # of the time that a limit leaves is planned for, as steps vary
 PROTOCOLS, METRICS = ("metric", "aligned_median"), ("abs_rel", "rmse", "delta1")
 
+ROOT = Path(__file__).parents[1]
+# Files that decide what a run comes to.
+CODE = (
+    *("benchmarks/arms.py", "benchmarks/authors.py", "benchmarks/learning_run.py"),
+    *("llm_mde/model/*.py", "llm_mde/data/[apst]*.py", "llm_mde/scoring/*.py"),
+    "llm_mde/training/engine.py",
+)
 # Folder of shards, key list that trains, key list that is scored. The Kinect sequence shows one
 # room; `tune` cuts what `kinect` trains on in two.
 SETTINGS = {
@@ -69,9 +78,17 @@ class Run:
         return f"{self.setting}-{self.arm}-seed{self.seed}-lr{self.lr:g}-{length}.json"
 
 
+@cache
+def results_folder(work: Path) -> Path:
+    """Folder of the results of this code: what was made with other code does not count."""
+    files = [file for part in CODE for file in sorted(ROOT.glob(part))]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return work / f"results-{digest[:8]}"
+
+
 def perform(run: Run, work: Path) -> dict[str, Any]:
     """Trains, scores and writes one run, unless its result is there; the result."""
-    path = work / "results" / run.name
+    path = results_folder(work) / run.name
     if path.exists():
         return json.loads(path.read_text())
     torch.set_num_threads(1)
@@ -174,15 +191,21 @@ def make_data(work: Path, settings: list[str]) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
             (pack_kinect if folder == "kinect" else pack_rooms)(unfinished)
             unfinished.rename(work / folder)
+        if folder == "kinect":
+            list_stretches(work / folder)
 
 
 def pack_kinect(out: Path) -> None:
-    """The real sequence, every frame once, and three stretches of it as key lists."""
+    """The real sequence, every frame once."""
     source = Path(os.environ.get("LLM_MDE_TESTDATA", "")) / "redkitchen"
     if not source.is_dir():
         raise SystemExit("LLM_MDE_TESTDATA/redkitchen: the Kinect frames are not in the project")
     files = "--rgb", "frame-{index}.color.jpg", "--depth", "frame-{index}.depth.png"
     _llm_mde("pack", str(source), "--out", str(out), *files)
+
+
+def list_stretches(out: Path) -> None:
+    """Key lists of stretches of the sequence."""
     keys = (out / "splits" / "train.txt").read_text().split()
     for name, numbers in KINECT.items():
         chosen = [key for key in keys if int(key.rpartition("-")[2]) in numbers]

@@ -87,7 +87,7 @@ def experiment(
         return 0
     from llm_mde.studies.experiments import run_all, told
 
-    about = told(base=config, sets=sets or [], ds_config=ds_config)
+    about = told(base=config, tiny=tiny, sets=sets or [], ds_config=ds_config)
     done = run_all(planned, ds_config=ds_config, concurrent=concurrent, about=about)
     payload = {"experiments": [one.payload() for one in done]}
     say(payload, [line for one in done for line in one.lines()], as_json=as_json)

@@ -11,7 +11,7 @@ from llm_mde.recipes import flat, load
 from llm_mde.studies.paper import UNTRAINED, Experiment, read_experiments
 from llm_mde.studies.plan import Plan, Trial, plan
 from llm_mde.studies.results import read_result
-from llm_mde.training.folder import CONFIG, FREE_TO_CHANGE
+from llm_mde.training.folder import CONFIG, differences
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,8 @@ def state_of(trial: Trial) -> str:
 
 
 def _check_same(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [
-        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
-    ]
-    if changed:
+    if changed := differences(before, now):
         raise ConfigError(
-            f"{where}: holds a trial with other settings: {'; '.join(changed)}; choose another "
-            "folder with --set runs=DIR, or remove this one and the trial's run"
+            f"{where}: holds a trial with other settings: {changed}; choose another folder with "
+            "--set runs=DIR, or remove this one and the trial's run"
         )

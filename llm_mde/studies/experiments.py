@@ -6,7 +6,7 @@ left a JSON and is not run again; one that was interrupted goes on.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from llm_mde.studies.agenda import Planned
 from llm_mde.studies.attempt import attempt
 from llm_mde.studies.paper import UNTRAINED, Outcome
 from llm_mde.studies.plan import Plan, Trial
-from llm_mde.studies.process import gpu_ids
+from llm_mde.studies.process import alone, gpu_ids
 from llm_mde.studies.results import outcomes_of
 from llm_mde.studies.summary import OURS, blocks
 from llm_mde.studies.trials import run_trials
@@ -75,12 +75,13 @@ def run_all(
     A failing trial is kept with its reason and does not stop the rest.
 
     Raises:
-        ConfigError: every trial of an experiment failed.
+        ConfigError: every trial of an experiment failed; another command runs one of them.
     """
-    finished = [
-        _run(one, ds_config=find(ds_config).absolute(), concurrent=concurrent, about=about)
-        for one in planned
-    ]
+    ds_config = find(ds_config).absolute()
+    finished = []
+    for one in planned:
+        with alone(one.plan.folder):
+            finished.append(_run(one, ds_config=ds_config, concurrent=concurrent, about=about))
     lost = [one for one in finished if one.failed]
     if lost:
         names = ", ".join(one.plan.experiment.name for one in lost)
@@ -96,12 +97,20 @@ def _run(
     name, total = made.experiment.name, len(made.trials)
     logger.info("%s: %d trials, %d of them done", name, total, total - len(todo))
     began = time.monotonic()
-    parent = _parent(made, about) if todo else None
+    figure = made.folder / report.FOLDER / report.FIGURE
+    if todo:
+        figure.unlink(missing_ok=True)  # the last file of a report: absent, it is to be made anew
+    anew = not figure.is_file()
+    parent = _parent(made, about) if anew else None
     status: Status = "failed"
     try:
         errors = _run_trials(todo, made, parent, ds_config=ds_config, concurrent=concurrent)
-        outcomes = [one for trial in made.trials for one in _outcomes(trial, errors)]
-        files = _report(made, outcomes, about=about, anew=bool(todo))
+        outcomes = [
+            one
+            for trial in made.trials
+            for one in outcomes_of(trial, errors.get(trial.config.name))
+        ]
+        files = _report(made, outcomes, about=about)
         if parent is not None:
             _record(parent, made, outcomes)
         status = "finished" if any(one.scores for one in outcomes) else "failed"
@@ -136,34 +145,28 @@ def _run_trials(
     return {name: end.error for name, end in ended.items() if end.error is not None}
 
 
-def _outcomes(trial: Trial, errors: Mapping[str, str]) -> list[Outcome]:
-    return outcomes_of(trial, errors.get(trial.config.name))
-
-
-def _report(
-    made: Plan, outcomes: Sequence[Outcome], *, about: dict[str, str], anew: bool
-) -> list[Path]:
-    """The tables, and the figure where a trial ran."""
-    folder = made.folder / "report"
+def _report(made: Plan, outcomes: Sequence[Outcome], *, about: dict[str, str]) -> list[Path]:
+    """The tables, and the figure unless it is there."""
+    folder = made.folder / report.FOLDER
     config = made.trials[0].config
     seeds = ", ".join(f"{seed}" for seed in dict.fromkeys(trial.seed for trial in made.trials))
     told = about | {"shards": str(config.data.shards), "seeds": seeds}
     files = report.write(made.experiment, outcomes, folder=folder, about=told)
     figure = folder / report.FIGURE
     adapters = _adapters(made, outcomes)
-    if adapters and (anew or not figure.is_file()):
+    if adapters and not figure.is_file():
         report.draw(made.experiment, adapters, made.tests, figure)
     return [*files, figure] if figure.is_file() else files
 
 
 def _adapters(made: Plan, outcomes: Sequence[Outcome]) -> dict[str, Path]:
-    """Title -> adapter of the first seed that has one, the model before training first."""
+    """Trial -> adapter of the first seed that has one, the model before training first."""
     lost = {one.adapter for one in outcomes if one.error}
     found: dict[str, Path] = {}
     for trial in made.trials:
         folder = trial.config.run_dir / "adapter"
         if folder not in lost:
-            found.setdefault(made.experiment.title_of(trial.name), folder)
+            found.setdefault(trial.name, folder)
     return found
 
 
@@ -181,21 +184,23 @@ def _record(parent: MlflowTracker, made: Plan, outcomes: Sequence[Outcome]) -> N
     means = {}
     for block in blocks(made.experiment, outcomes):
         for line in block:
-            group = line.row if line.source == OURS else f"{line.source}_{line.row or line.test}"
+            row = line.test if line.row in ("", UNTRAINED) else line.row
+            group = row if line.source == OURS else f"{line.source}_{row}"
             for metric in METRICS:
                 if (found := line.spread("metric", metric)) is not None:
                     means[f"{group}/{metric}"] = found.mean
     parent.log(means, 0)
-    parent.artifacts(made.folder / "report", "report")
+    parent.artifacts(made.folder / report.FOLDER, report.FOLDER)
 
 
-def told(*, base: Path | None, sets: Sequence[str], ds_config: Path) -> dict[str, str]:
+def told(*, base: Path | None, tiny: bool, sets: Sequence[str], ds_config: Path) -> dict[str, str]:
     """What a report says of how its runs were made."""
     device = f"{cores()} CPU cores"
     if gpus := len(gpu_ids()):
         device = f"{gpus} x {torch.cuda.get_device_name()}"
+    named = str(base or "the recipe's")
     return {
-        "base": str(base or "the recipe's tiny one"),
+        "base": f"{named}, as a tiny model" if tiny or base is None else named,
         "settings": " ".join(sets) or "none beside the recipe's",
         "ds_config": str(ds_config),
         "device": device,

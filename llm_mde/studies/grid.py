@@ -18,6 +18,7 @@ LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "[": "{[}",  # after a row's end it would open an option
     "*": "{*}",
     "\n": " ",

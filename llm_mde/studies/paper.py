@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from llm_mde.errors import ConfigError
 from llm_mde.recipes import shipped
+from llm_mde.scoring.metrics import METRICS
 from llm_mde.studies.space import Space, read_form
 
 EXPERIMENTS = ("few-shot", "zero-shot", "prompts", "lora", "sensitivity")
@@ -63,6 +64,9 @@ class Experiment(Space):
         )
         if unknown:
             raise ValueError(f"{unknown[0]}: no such row, expected one of {', '.join(self.rows)}")
+        odd = sorted({metric for scores in self.paper.values() for metric in scores} - {*METRICS})
+        if odd:
+            raise ValueError(f"{odd[0]}: no such metric, expected one of {', '.join(METRICS)}")
         return self
 
 

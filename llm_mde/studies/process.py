@@ -1,14 +1,24 @@
 """The training program as a child process group, as a user would start it."""
 
+import contextlib
+import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
+from llm_mde.errors import ConfigError
 from llm_mde.launcher import free_port, visible_devices
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 60.0  # for programs that were asked to end: a checkpoint of the reference run and some
 
 
 def gpu_ids() -> list[str]:
@@ -66,3 +76,50 @@ def run_logged(
             if child.poll() is None:
                 child.terminate()
                 child.wait()
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Run trials in a folder, which is made, while no other command does.
+
+    Raises:
+        ConfigError: another one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ConfigError(
+            f"{folder}: another command runs trials in it; wait for its end, or choose another "
+            "folder with --set runs=DIR"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def end(files: Sequence[Path]) -> None:
+    """Ask the programs whose process ids lie in files to save and end, and wait for that."""
+    for pid in filter(None, map(_running, files)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE_S
+    while any(map(_running, files)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for file in files:
+        if left := _running(file):
+            logger.warning("%s: process %d was asked to end and still runs", file, left)
+        else:
+            file.unlink(missing_ok=True)
+
+
+def _running(file: Path) -> int | None:
+    """The process id that a file holds; None once that program has ended."""
+    try:
+        pid = int(file.read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty where nobody has waited for it
+    except (OSError, ValueError):  # gone, or not written yet
+        return None
+    return pid if file.stem.encode() in command else None  # ids of the dead are given to others

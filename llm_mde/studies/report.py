@@ -36,12 +36,17 @@ T = TypeVar("T")
 TERMINAL = ("rmse", "abs_rel", "sq_rel", "rmse_log", "delta1")
 WIDTH = 119  # characters of a terminal line
 PICTURES = 4  # of a figure with one test
+FOLDER = "report"  # of an experiment's folder
 FIGURE = "figure.png"  # where `write` looks for what `draw` made: beside the tables
 SCORES_NOTE = (
     "Means over the images of a test. ± is the sample standard deviation over seeds (n - 1 in the "
     "denominator). Bold: the best of a test, baselines included. Baselines never look at an image; "
     "they are fitted on the depths that the rows they name, or all rows, were trained on. Note "
     f"that {CONSTANT_NOTE}."
+)
+COST_NOTE = (
+    "Memory: the peak of the training process, allocated on the GPU or resident on a CPU. Time: in "
+    "training steps, without evaluations, and with other trials at work beside where several fit."
 )
 ONE_SEED = "one seed cannot separate anything: run more (--seeds 3)"
 PREAMBLE = r"% \usepackage{booktabs,graphicx} in the preamble, then \input{table}"
@@ -87,7 +92,7 @@ def _markdown(
     if failed := tables.failures(experiment, outcomes):
         yield "\n## Failed\n"
         yield from (f"- {escape_markdown(failure)}" for failure in failed)
-    yield "\n## Cost of training\n"
+    yield f"\n## Cost of training\n\n{COST_NOTE}\n"
     yield from markdown(tables.cost_grid(experiment, outcomes))
     if experiment.paper:
         yield f"\n## The paper's own table\n\n**Not comparable: {PAPER_UNITS}.**\n"
@@ -207,7 +212,7 @@ def draw(
 
     Args:
         experiment: names the variants.
-        adapters: row or title -> adapter or run folder.
+        adapters: trial -> adapter or run folder.
         tests: test -> its samples.
         path: the PNG.
 

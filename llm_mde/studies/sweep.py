@@ -15,6 +15,7 @@ from llm_mde.errors import ConfigError
 from llm_mde.progress import duration
 from llm_mde.recipes import find
 from llm_mde.scoring.metrics import METRICS
+from llm_mde.studies.process import alone
 from llm_mde.studies.space import Space, read_space, trial_configs
 from llm_mde.studies.trials import SCORE, Ended, below, evaluations, run_trials, train
 from llm_mde.tracking.mlflow import MlflowTracker
@@ -103,13 +104,28 @@ def sweep(
         concurrent: trials at once; None: one a GPU, or one a core.
 
     Raises:
-        ConfigError: a trial that cannot be built, before any has started; all trials failed.
+        ConfigError: a trial that cannot be built, before any has started; all trials failed;
+            another command runs this sweep.
     """
     space = read_space(space_file)
     configs = trial_configs(space, base, tiny=tiny, sets=sets)
     first = next(iter(configs.values()))
     if first.data.shards is None:
         raise ConfigError("data.shards: expected a folder written by 'llm-mde pack', got nothing")
+    about = {"trials": len(configs), "space": str(space_file), "base": str(base or "")}
+    with alone(first.runs / space.name):
+        return _run(space, configs, ds_config=ds_config, concurrent=concurrent, about=about)
+
+
+def _run(
+    space: Space,
+    configs: Mapping[str, Config],
+    *,
+    ds_config: Path,
+    concurrent: int | None,
+    about: dict[str, Any],
+) -> Leaderboard:
+    first = next(iter(configs.values()))
     folder = first.runs / space.name
     parent = (
         MlflowTracker(first.tracking, run_dir=folder, resume=True)
@@ -117,7 +133,7 @@ def sweep(
         else None
     )
     if parent is not None:
-        parent.params({"trials": len(configs), "space": str(space_file), "base": str(base or "")})
+        parent.params(about)
     run_id = parent.run_id if parent else None
     works = {
         name: partial(train, config=below(config, run_id), ds_config=find(ds_config).absolute())

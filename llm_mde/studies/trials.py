@@ -25,14 +25,13 @@ from llm_mde.config import Config, tracking_uri
 from llm_mde.launcher import cores
 from llm_mde.progress import duration
 from llm_mde.recipes import dump
-from llm_mde.studies.process import environment, gpu_ids, run_logged, single_command
+from llm_mde.studies.process import end, environment, gpu_ids, run_logged, single_command
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
 
 logger = logging.getLogger(__name__)
 
 SCORE = "val/abs_rel"
 REQUEUE = 75  # exit code after SIGTERM, as of a training run: saved, start the same command again
-PATIENCE_S = 60.0  # for programs that were asked to end: a checkpoint of the reference run and some
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,10 @@ def run_trials(
 
     Args:
         works: what each trial does.
-        folder: for recipes, logs and Ray's own files.
+        folder: for recipes, logs and Ray's own files; this command's alone.
         concurrent: trials at once; None: one a GPU, or one a core.
         of: trials of the whole study: a few that are left get the share of cores the others had.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     gpus = len(gpu_ids())
     at_once = concurrent or gpus or min(cores(), of)
     threads = 1 if gpus else max(1, cores() // at_once)
@@ -120,7 +118,12 @@ def _set_up_ray() -> None:
         os.environ.setdefault(variable, value)
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # failed trials speak through our tables
     ray.init(
-        include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, num_cpus=cores()
+        address="local",  # not a cluster that happens to run: its nodes lack our folders
+        num_cpus=cores(),
+        num_gpus=len(gpu_ids()),  # as we count them; where Ray sees fewer, trials wait for ever
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
 
 
@@ -132,8 +135,7 @@ def _ending(places: Iterable[Place]) -> Iterator[None]:
     training run.
     """
     files = [place.pid_file for place in places]
-    for file in files:
-        file.unlink(missing_ok=True)
+    end(files)  # those of a command that was killed, and could not
     asked: list[int] = []
 
     def stop(*_: object) -> None:
@@ -149,35 +151,7 @@ def _ending(places: Iterable[Place]) -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-        running = [pid for file in files if (pid := _pid(file)) is not None]
-        for pid in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE_S
-        while any(map(_alive, running)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for file in files:
-            file.unlink(missing_ok=True)
-
-
-def _pid(file: Path) -> int | None:
-    """The process id that a file holds; None if its program has ended."""
-    try:
-        return int(file.read_text())
-    except (FileNotFoundError, ValueError):  # gone, or not written yet
-        return None
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process runs; one whose parent died before it may have ended unnoticed."""
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except ProcessLookupError:
-        return False
-    except OSError:  # no such file system, or gone in between: the next look will tell
-        return True
-    return state != "Z"
+        end(files)
 
 
 class _Lines(tune.Callback):

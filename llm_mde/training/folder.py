@@ -72,16 +72,20 @@ def check_same(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -
     Raises:
         ConfigError: names every differing key.
     """
-    changed = [
+    if changed := differences(before, now):
+        raise ConfigError(
+            f"{where}: holds a run with other settings: {changed}; choose another one with "
+            "--set name=..., or start over with --resume never"
+        )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Settings that move numbers and are not the same, in words; empty if there are none."""
+    return "; ".join(
         f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
-    ]
-    if changed:
-        raise ConfigError(
-            f"{where}: holds a run with other settings: {'; '.join(changed)}; choose another one "
-            "with --set name=..., or start over with --resume never"
-        )
+    )
 
 
 def claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> None:

@@ -314,7 +314,7 @@ def test_latex_is_balanced_escaped_and_rectangular(tmp_path: Path) -> None:
     text = report(tmp_path, experiment(), [*two_seeds()[:3], failed], "tex")
     check_latex(text)
     check_latex(report(tmp_path, zero_shot(), [outcome("bath", 0, 0.2, "bath")], "tex"))
-    assert r"fixed | 5\$" in text and r"APG\_prompts" in text
+    assert r"fixed \textbar{} 5\$" in text and r"APG\_prompts" in text
     assert r"\textbf{0.120 $\pm$ 0.028}" in text
     assert text.count(r"\begin{tabular}") == len(PROTOCOLS) + 3  # cost, the paper's, its order
     assert r"$\delta$$_1$ $\uparrow$" in text
@@ -336,7 +336,7 @@ def test_grid_has_the_same_cells_in_every_form() -> None:
         r"\toprule",
         r" & n \\",
         r"\midrule",
-        r"a|b & \textbf{1} \\",
+        r"a\textbar{}b & \textbf{1} \\",
         r"\midrule",
         r"c & 22 \\",
     ]

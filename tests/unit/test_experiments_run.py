@@ -9,7 +9,10 @@ from llm_mde.errors import ConfigError
 from llm_mde.recipes import shipped
 from llm_mde.studies import experiments
 from llm_mde.studies.agenda import plan_all
-from llm_mde.studies.experiments import Finished, run_all
+from llm_mde.studies.experiments import Finished, run_all, told
+from llm_mde.studies.paper import UNTRAINED, Experiment, Outcome
+from llm_mde.studies.plan import Plan
+from llm_mde.studies.process import alone
 from llm_mde.studies.results import Cost, write_result
 from llm_mde.studies.trials import Ended
 from tests.support.shards import write_shards
@@ -27,7 +30,7 @@ Run = Callable[..., list[Finished]]
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def started() -> list[str]:
     """Names of the trials that were started."""
     return []
 
@@ -127,3 +130,87 @@ def test_dry_run_says_trials_steps_tests_and_what_is_done(run: Run, tmp_path: Pa
     ]
     assert [row.split()[-2:] for row in rows[2:]] == [["to", "do"], ["to", "do"]]
     assert (tests, folder) == ("tests: test (2 images)", f"folder: {tmp_path}/runs/pair")
+
+
+def test_a_folder_that_another_command_works_in_is_left_alone(
+    run: Run, started: list[str], tmp_path: Path
+) -> None:
+    with (
+        alone(tmp_path / "runs" / "pair"),
+        pytest.raises(ConfigError, match="runs/pair: another command runs trials in it"),
+    ):
+        run("pair")
+    assert not started
+
+
+def test_a_report_that_was_cut_short_is_made_by_the_next_command(
+    run: Run, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parents: list[Plan] = []
+    drawn: list[Path] = []
+
+    def draw(experiment, adapters, tests, path):
+        assert [*adapters] == ["a", "b"]  # named by their titles in the figure itself
+        drawn.append(path)
+        if len(drawn) == 1:
+            raise KeyboardInterrupt
+        path.write_bytes(b"a picture")
+
+    monkeypatch.setattr(experiments.report, "draw", draw)
+    monkeypatch.setattr(experiments, "_parent", lambda made, about: parents.append(made))
+    with pytest.raises(KeyboardInterrupt):
+        run("pair")
+    (done,) = run("pair")
+    assert (len(started), len(parents), len(drawn)) == (2, 2, 2)
+    assert drawn[-1] in done.files
+    run("pair")
+    assert (len(parents), len(drawn)) == (2, 2)
+    run("pair", seeds=2)
+    assert (len(parents), len(drawn)) == (3, 3)
+
+
+def test_the_parent_tells_the_tests_of_the_model_before_training_apart(tmp_path: Path) -> None:
+    class Parent:
+        def log(self, metrics: dict[str, float], step: int) -> None:
+            self.means = metrics
+
+        def artifacts(self, folder: Path, name: str) -> None:
+            pass
+
+    experiment = Experiment(
+        name="cross",
+        title="x",
+        table="II",
+        figure="2",
+        trials={"bedroom": {}},
+        tests={"bath": "val", "den": "test"},
+        untrained=True,
+    )
+    outcomes = [
+        Outcome(
+            row, test, 0, {"metric/abs_rel": value, "constant/abs_rel": 0.9}, 1, *([1] * 5), test
+        )
+        for row, test, value in (
+            *((UNTRAINED, "bath", 0.75), (UNTRAINED, "den", 0.5)),
+            *(("bath", "bath", 0.25), ("den", "den", 0.125)),
+        )
+    ]
+    parent = Parent()
+    experiments._record(parent, Plan(experiment, tmp_path, [], {}), outcomes)
+    got = {name: value for name, value in parent.means.items() if "constant" not in name}
+    assert got == {
+        "bath/abs_rel": 0.25,
+        "den/abs_rel": 0.125,
+        "untrained_bath/abs_rel": 0.75,
+        "untrained_den/abs_rel": 0.5,
+    }
+    assert {"constant_bath/abs_rel", "constant_den/abs_rel"} <= parent.means.keys()
+
+
+def test_a_report_says_what_the_trials_started_from() -> None:
+    def base(path: Path | None, *, tiny: bool) -> str:
+        return told(base=path, tiny=tiny, sets=[], ds_config=ZERO2)["base"]
+
+    assert base(Path("nyu.yaml"), tiny=False) == "nyu.yaml"
+    assert base(Path("nyu.yaml"), tiny=True) == "nyu.yaml, as a tiny model"
+    assert base(None, tiny=False) == "the recipe's, as a tiny model"

@@ -104,6 +104,10 @@ def test_a_tiny_table_has_equal_steps_and_divided_ranks(name: str, tmp_path: Pat
         (("figure:", "tests: {a: test, b: val}\nfigure:"), "expected one trial or one test"),
         (("trials:", "trials_from: tune/spaces/table5.yaml\ntrials:"), "got both"),
         (("title: Two ranks\n", ""), "title: field required"),
+        (
+            ("figure:", "paper: {small: {delta_1: 0.5}}\nfigure:"),
+            "delta_1: no such metric, .*delta1",
+        ),
     ],
 )
 def test_a_malformed_recipe_is_refused(
