@@ -64,6 +64,7 @@ def damaged_runs(folder):
             seen[name] = [run(folder, "whole2", 2)]
         seen[f"{name}, heard"] = heard
         seen[f"{name}, afterwards"] = checkpoint.problem(newest)
+        dist.barrier()  # before the next damage
     return seen
 
 
