@@ -39,8 +39,9 @@ from llm_mde.data.folder import ShardFolder
 from llm_mde.data.layout import SHARD_SIZE, Layout, PackSettings, lay_out
 from llm_mde.data.merge import merge
 from llm_mde.data.report import problems
-from llm_mde.data.shard import ShardPlan, peak_memory, selected
+from llm_mde.data.shard import ShardPlan, selected
 from llm_mde.data.sources import collect
+from llm_mde.launcher import peak_memory
 from llm_mde.nyu.synth import synth
 
 FRAMES, SCENES, BYTES, ZIPS = 407_024, 590, 428e9, 36  # NYU raw; the number of zips is a guess

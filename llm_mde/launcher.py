@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import sys
 from collections.abc import Mapping
 
 from llm_mde.errors import ConfigError
@@ -67,6 +68,16 @@ def free_port() -> int:
 def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024
 
 
 def visible_devices() -> list[str] | None:

@@ -26,12 +26,11 @@ from llm_mde.data.shard import (
     ShardResult,
     ShardSettings,
     is_finished,
-    peak_memory,
 )
 from llm_mde.data.sources import collect
 from llm_mde.data.workers import on_processes, on_ray
 from llm_mde.errors import ConfigError, DataError, LlmMdeError
-from llm_mde.launcher import cores
+from llm_mde.launcher import cores, peak_memory
 from llm_mde.nyu.aligned import Pattern
 from llm_mde.progress import Report, lines
 

@@ -17,6 +17,7 @@ from llm_mde.data import record
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import UNFINISHED
 from llm_mde.errors import DataError
+from llm_mde.launcher import peak_memory
 from llm_mde.nyu.fill import NO_READING_M, fill_mm
 from llm_mde.nyu.frame import Finding, Pair, Scene
 
@@ -184,15 +185,6 @@ def write_shard(plan: ShardPlan, settings: ShardSettings) -> ShardResult:
         output_bytes=offset + len(tail),
         peak_bytes=peak_memory(),
     )
-
-
-def peak_memory() -> int:
-    """Largest resident memory of this process so far, bytes; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _pairs(plan: ShardPlan, stride: int) -> Iterator[tuple[Run, dict[str, int], Pair]]:

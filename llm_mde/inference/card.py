@@ -155,6 +155,11 @@ def provenance_of(folder: Path) -> Provenance:
     return Provenance(card.get("scores") or {}, card.get("data"))
 
 
+def in_words(protocol: str) -> str:
+    """A protocol as tables of scores are headed."""
+    return GROUPS["" if protocol == "metric" else protocol].replace("`", "")
+
+
 def _model_card(config: ModelConfig, provenance: Provenance) -> str:
     parts: dict[str, VitConfig | LlmConfig] = {"image": config.vit, "language": config.llm}
     rows = [

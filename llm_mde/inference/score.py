@@ -11,7 +11,7 @@ from llm_mde.data.plan import Part
 from llm_mde.data.stream import Batch, Shape, evaluation_batches
 from llm_mde.errors import DataError
 from llm_mde.inference.adapter import load
-from llm_mde.inference.card import GROUPS
+from llm_mde.inference.card import in_words
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.scoring.baselines import Baselines, baselines_of
 from llm_mde.scoring.evaluate import CONSTANT_NOTE, EvalResult, baseline_group, evaluate
@@ -51,7 +51,7 @@ class Scores:
         lines = [f"{self.split}: {seen}, baselines of {self.baselines}"]
         lines.append(" " * width + "".join(f"{name:>10}" for name in METRICS))
         for protocol in PROTOCOLS:
-            lines.append(GROUPS["" if protocol == "metric" else protocol].replace("`", ""))
+            lines.append(in_words(protocol))
             lines.append(self._line("model", protocol, width))
             for name, title in BLIND.items():
                 lines.append(self._line(title, baseline_group(name, protocol), width))

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shlex
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from llm_mde.nyu.synth import synth
 from llm_mde.progress import duration, progress
 from llm_mde.studies.process import environment, gpu_ids, launch_command, run_logged
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
+from llm_mde.training.folder import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -134,9 +134,7 @@ def _evaluate(out: Path) -> dict[str, float]:
     said: list[str] = []
     _run(command, out / "eval.log", each=said.append)
     payload = json.loads(next(line for line in said if line.startswith("{")))
-    aside = out / "scores.json.tmp"
-    aside.write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, out / "scores.json")
+    write_whole(out / "scores.json", json.dumps(payload, indent=1) + "\n")
     scores: dict[str, float] = payload["scores"]
     return scores
 
@@ -159,9 +157,7 @@ def _write_sweep_base(out: Path) -> None:
         "tracking": {"uri": config["tracking"]["uri"]},
     }
     text = "# LoRA on the demo's trained model: what `llm-mde sweep` starts from.\n"
-    aside = out / "sweep.yaml.tmp"
-    aside.write_text(text + yaml.safe_dump(base, sort_keys=False), encoding="utf-8")
-    os.replace(aside, out / "sweep.yaml")
+    write_whole(out / "sweep.yaml", text + yaml.safe_dump(base, sort_keys=False))
 
 
 def _predict_typical(out: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """What an experiment will run: every trial under every seed, checked before anything starts."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 from llm_mde.config import Config
 from llm_mde.data.index import Index, open_index, read_manifest, shard_folder
 from llm_mde.errors import ConfigError, DataError
-from llm_mde.recipes import find, flat
+from llm_mde.recipes import flat
 from llm_mde.studies.paper import UNTRAINED, Experiment
 from llm_mde.studies.space import trial_configs
+from llm_mde.training.ds import read_ds
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def plan(
     Arguments as in `trial_configs`.
 
     Raises:
-        ConfigError: a trial that cannot be built, or that has fewer images than one batch.
+        ConfigError: a trial that cannot be built, or that has fewer images than one batch; an
+            unusable `ds_config`.
         DataError: a key list that the shards lack.
     """
     configs = trial_configs(experiment, base, tiny=tiny, sets=sets)
@@ -70,7 +71,7 @@ def plan(
         unnamed = {"name": f"{experiment.name}-{UNTRAINED}"}
         configs = {UNTRAINED: first.model_copy(update=unnamed)} | configs
     folder = first.runs / experiment.name
-    ds = {f"ds.{key}": value for key, value in _read_json(find(ds_config)).items()}
+    ds = {f"ds.{key}": value for key, value in read_ds(ds_config).items()}
     trials = [
         _trial(experiment, name, _seeded(config, config.seed + number), folder=folder, ds=ds)
         for number in range(seeds)
@@ -155,13 +156,3 @@ def _remedy(shards: str, keys: str) -> str:
         why = lists[keys].get("note") or "it is empty"
         return f"; {why}: pack scenes of these types, too (bedroom_0001 is a bedroom)"
     return "; lists of scene types are written by 'llm-mde pack': pack again with this version"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path}: expected DeepSpeed's JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected DeepSpeed's JSON, an object, got {tree!a:.40}")
-    return tree

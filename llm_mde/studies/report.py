@@ -1,7 +1,6 @@
 """The report of an experiment: the paper's table beside ours, as files and lines; its figure."""
 
 import logging
-import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from llm_mde.data.stream import decode, to_metres
 from llm_mde.errors import CheckpointError
 from llm_mde.figures import Compared, variants_sheet
 from llm_mde.inference.adapter import find, load
-from llm_mde.inference.card import GROUPS, settings_of
+from llm_mde.inference.card import in_words, settings_of
 from llm_mde.inference.predict import depth_of
 from llm_mde.nyu.scenes import scene_type
 from llm_mde.scoring.evaluate import CONSTANT_NOTE
@@ -28,6 +27,7 @@ from llm_mde.studies import tables
 from llm_mde.studies.grid import columns, escape_markdown, latex, markdown
 from llm_mde.studies.paper import PAPER_UNITS, Experiment, Outcome
 from llm_mde.studies.summary import HOLDS, OPEN, OPPOSITE, Claim, claims, succeeded
+from llm_mde.training.folder import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +70,7 @@ def write(
         "table.tex": "\n".join(_latex(experiment, outcomes)) + "\n",
     }
     for name, text in texts.items():
-        aside = folder / f"{name}.tmp"
-        aside.write_text(text, encoding="utf-8", newline="")
-        os.replace(aside, folder / name)
+        write_whole(folder / name, text)
     return [folder / name for name in texts]
 
 
@@ -87,7 +85,7 @@ def _markdown(
         yield f"- {escape_markdown(name)}: {_code(text)}"
     yield f"\n## Scores\n\n{SCORES_NOTE}"
     for protocol in PROTOCOLS:
-        yield f"\n### {_told(protocol)}\n"
+        yield f"\n### {in_words(protocol)}\n"
         yield from markdown(tables.score_grid(experiment, outcomes, protocol))
     if failed := tables.failures(experiment, outcomes):
         yield "\n## Failed\n"
@@ -111,10 +109,6 @@ def _code(text: str) -> str:
 
 def _origin(experiment: Experiment) -> str:
     return f"Table {experiment.table} and Fig. {experiment.figure} of Xia et al. 2024"
-
-
-def _told(protocol: str) -> str:
-    return GROUPS["" if protocol == "metric" else protocol].replace("`", "")
 
 
 def _images(experiment: Experiment, outcomes: Sequence[Outcome]) -> str:
@@ -146,7 +140,9 @@ def _latex(experiment: Experiment, outcomes: Sequence[Outcome]) -> Iterator[str]
     yield PREAMBLE
     name = re.sub(r"[^A-Za-z0-9-]", "-", experiment.name)
     for protocol in PROTOCOLS:
-        caption = f"{experiment.title}. {_told(protocol)}. Mean ± sample standard deviation over "
+        caption = (
+            f"{experiment.title}. {in_words(protocol)}. Mean ± sample standard deviation over "
+        )
         caption += "seeds. Bold: the best of a test, baselines included."
         for failure in tables.failures(experiment, outcomes) if protocol == "metric" else ():
             caption += f" Failed: {failure}."
@@ -174,7 +170,7 @@ def lines(experiment: Experiment, outcomes: Sequence[Outcome]) -> list[str]:
     scores = tables.score_grid(experiment, outcomes, "metric", metrics=TERMINAL)
     return [
         *_wrapped(f"{experiment.name}: {_origin(experiment)}"),
-        *_wrapped(f"{_told('metric')}; images: {images}; seeds: {seeds}"),
+        *_wrapped(f"{in_words('metric')}; images: {images}; seeds: {seeds}"),
         *columns(scores, width=WIDTH),
         "* the best of a test, baselines included",
         "",

@@ -1,7 +1,6 @@
 """What a finished trial leaves: a JSON of its scores, its cost and the settings it ran with."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from llm_mde.scoring.metrics import METRICS
 from llm_mde.studies.paper import UNTRAINED, Outcome
 from llm_mde.studies.plan import Trial
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
+from llm_mde.training.folder import write_whole
 
 WHOLE = ("tests", "cost", "settings")
 
@@ -55,9 +55,7 @@ def write_result(trial: Trial, scored: Mapping[str, Mapping[str, Any]], cost: Co
         "cost": vars(cost),
         "settings": trial.settings,
     }
-    aside = trial.result.with_name(trial.result.name + ".tmp")
-    aside.write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, trial.result)
+    write_whole(trial.result, json.dumps(payload, indent=1) + "\n")
 
 
 def read_result(trial: Trial) -> dict[str, Any]:

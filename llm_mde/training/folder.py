@@ -113,8 +113,8 @@ def _claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> str | None:
     except LlmMdeError as error:
         return str(error)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "ds.json", json.dumps(ds, indent=2) + "\n")
-    _write(folder / CONFIG, dump(config))  # the last one: with it the folder is a run's
+    write_whole(folder / "ds.json", json.dumps(ds, indent=2) + "\n")
+    write_whole(folder / CONFIG, dump(config))  # the last one: with it the folder is a run's
     return None
 
 
@@ -131,9 +131,10 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return settings_of(build(tree, where=str(path)), ds)
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all, its line ends as they are."""
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_text(text, encoding="utf-8", newline="")
     os.replace(aside, path)
 
 

@@ -1,8 +1,6 @@
 """Progress of the training loop: loss, rate, memory, ETA."""
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from llm_mde import dist
 from llm_mde.errors import ConfigError
+from llm_mde.launcher import peak_memory
 from llm_mde.progress import duration
 from llm_mde.tracking.tracker import Tracker
 
@@ -89,7 +88,7 @@ class Meter:
             "train/loss": loss,
             "train/lr": lr,
             "train/img_per_s": rate,
-            "train/memory_gb": peak_memory(self.device) / 2**30,
+            "train/memory_gb": _peak(self.device) / 2**30,
             "train/seconds": self.spent,
         }
         extra = ""
@@ -106,9 +105,6 @@ class Meter:
         self._restart()
 
 
-def peak_memory(device: torch.device) -> int:
+def _peak(device: torch.device) -> int:
     """Most bytes this process has held: allocated on a GPU, resident beside a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident if sys.platform == "darwin" else resident * 1024
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()

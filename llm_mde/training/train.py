@@ -19,7 +19,8 @@ from llm_mde.recipes import flat
 from llm_mde.scoring.baselines import Baselines, baselines_of
 from llm_mde.tracking.tracker import RunFolderTracker, Status, Tracker, Trackers
 from llm_mde.training import checkpoint
-from llm_mde.training.engine import Engine, micro_batch, read_ds, resolve_ds, start
+from llm_mde.training.ds import read_ds
+from llm_mde.training.engine import Engine, micro_batch, resolve_ds, start
 from llm_mde.training.folder import check_same, claim, identities, settings_of
 from llm_mde.training.loop import DONE, INTERRUPTED, REQUEUE, Export, Run, Standing, fit
 

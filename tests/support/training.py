@@ -13,7 +13,8 @@ from llm_mde import dist
 from llm_mde.config import Config
 from llm_mde.recipes import build
 from llm_mde.training import loop, train
-from llm_mde.training.engine import read_ds, resolve_ds, running_statistics, trained_state
+from llm_mde.training.ds import read_ds
+from llm_mde.training.engine import resolve_ds, running_statistics, trained_state
 from llm_mde.training.loop import Standing
 from llm_mde.training.meter import Meter
 from tests.support.shards import write_shards

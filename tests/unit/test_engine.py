@@ -9,13 +9,15 @@ import torch
 
 from llm_mde import dist
 from llm_mde.errors import ConfigError
+from llm_mde.launcher import peak_memory
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.recipes import build
 from llm_mde.tracking.tracker import Tracker
 from llm_mde.training import checkpoint, folder
-from llm_mde.training.engine import cosine, micro_batch, parameter_groups, read_ds, resolve_ds
+from llm_mde.training.ds import read_ds
+from llm_mde.training.engine import cosine, micro_batch, parameter_groups, resolve_ds
 from llm_mde.training.loop import Standing
-from llm_mde.training.meter import Meter, peak_memory
+from llm_mde.training.meter import Meter
 from llm_mde.training.train import prepare
 from tests.support.training import LORA, make_shards, no_export, tiny_config
 
@@ -304,8 +306,8 @@ def test_memory_is_this_processs_peak_in_bytes():
     ballast = torch.ones(2**28, dtype=torch.uint8)
     page = os.sysconf("SC_PAGE_SIZE")
     size, resident, *_ = (int(n) * page for n in Path("/proc/self/statm").read_text().split())
-    assert ballast.numel() < resident < 1.01 * peak_memory(torch.device("cpu"))
-    assert peak_memory(torch.device("cpu")) <= size  # resident is part of the whole address space
+    assert ballast.numel() < resident < 1.01 * peak_memory()
+    assert peak_memory() <= size  # resident is part of the whole address space
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -20,22 +20,10 @@ from llm_mde.studies.results import (
 )
 from llm_mde.studies.space import trial_configs
 from llm_mde.training.folder import CONFIG
+from tests.support.experiment import RECIPE
 from tests.support.shards import seal, write_shards
 
 ZERO2 = shipped("launch/ds/zero2.json")
-RECIPE = """
-name: pair
-title: Two ranks
-table: IX
-figure: "9"
-common: {optim.lr: 1.0e-3, train.batch: 2, train.epochs: 3}
-trials:
-  small: {model.vit.lora.r: 2}
-  large: {model.vit.lora.r: 8, train.batch: 4}
-tiny:
-  config: nowhere.yaml
-  common: {train.epochs: 5, optim.clip: 2.0}
-"""
 SEVERAL = """
 name: cross
 title: One trial, two tests

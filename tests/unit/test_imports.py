@@ -22,7 +22,7 @@ ROOMS = (
     ("model.", "vit vocabulary language prompt prototypes reprogram lora head depth_model"),
     ("scoring.", "losses metrics protocols baselines evaluate"),
     ("tracking.", "tracker mlflow compare"),
-    ("training.", "engine checkpoint meter loop folder train preflight"),
+    ("training.", "ds engine checkpoint meter loop folder train preflight"),
     ("inference.", "card adapter image predict score pretrained export"),
     (
         "studies.",

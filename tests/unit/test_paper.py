@@ -7,20 +7,7 @@ import pytest
 from llm_mde.errors import ConfigError
 from llm_mde.studies.paper import EXPERIMENTS, UNTRAINED, Experiment, read_experiments
 from llm_mde.studies.space import trial_configs
-
-RECIPE = """
-name: pair
-title: Two ranks
-table: IX
-figure: "9"
-common: {optim.lr: 1.0e-3, train.batch: 2, train.epochs: 3}
-trials:
-  small: {model.vit.lora.r: 2}
-  large: {model.vit.lora.r: 8, train.batch: 4}
-tiny:
-  config: nowhere.yaml
-  common: {train.epochs: 5, optim.clip: 2.0}
-"""
+from tests.support.experiment import RECIPE
 
 
 def test_recipes_hold_the_numbers_of_the_papers_tables() -> None:
