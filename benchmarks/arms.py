@@ -17,6 +17,7 @@ from benchmarks.authors import NONE, Authors, Departures
 from llm_mde.config import ModelConfig
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.model.head import Head
+from llm_mde.model.reprogram import word_scale
 from llm_mde.model.vit import seeded_rng
 from llm_mde.scoring.losses import silog
 
@@ -55,6 +56,7 @@ class WithoutLlm(nn.Module):
         self.config, self.vit = base.config, base.vit
         if reprogram:
             self.prototypes, self.reprogram, self.head = base.prototypes, base.reprogram, base.head
+            self.reprogram.scale.fill_(1)  # no word stands beside the tokens here
         else:
             with seeded_rng(seed):
                 widths = base.config.head.widths
@@ -93,6 +95,7 @@ def build(arm: str, seed: int, llm: str) -> nn.Module:
         return Authors(base, departures=departures, seed=AUTHORS + seed)
     if arm == "random_bert":
         redraw(base.language.model, seed=BERT + seed)
+        base.reprogram.scale.copy_(word_scale(base.language.embeddings.weight))
     return base
 
 

@@ -9,6 +9,7 @@ size of the input, their 768 wide heads are as wide as the ViT, and there are fe
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from llm_mde.scoring.losses import SILOG_FACTOR, VARIANCE_FOCUS, silog
 HEADS = 24  # of the attention, each as wide as the ViT
 COARSE = 32  # side of the three maps that all tokens become
 WIDTHS = (64, 32, 32)  # of the decoder; 19 GFLOP at 480x640, as theirs
-CUT_SHARE = 0.75  # of the samples, and the widest cut's share of what lies right of its edge
+CUT_SHARE = 0.75  # of the samples
+CUT_WIDTH = 0.75  # of what lies right of its edge, the widest cut
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Departures:
     wide_heads: bool = True
     """24 heads, each as wide as the ViT; keys serve as values, and the values' layer is dead."""
     default_start: bool = True
-    """PyTorch's default start of M and of the attention, no layer norm, M at the full rate."""
+    """PyTorch's default start of M and of the attention, no layer norm, no scale of words, M at the
+    full rate."""
     ragged_prompt: bool = True
     """Prompts differ in length; the head reads a fixed number of tokens from the front."""
     global_decoder: bool = True
@@ -133,8 +136,11 @@ class Authors(nn.Module):
 class WideAttention(nn.Module):
     """Cross-attention with heads as wide as the ViT; what it mixes are the keys."""
 
-    def __init__(self, vit_dim: int, llm_dim: int, *, dropout: float) -> None:
+    scale: Tensor
+
+    def __init__(self, vit_dim: int, llm_dim: int, *, dropout: float, scale: Tensor) -> None:
         super().__init__()
+        self.register_buffer("scale", scale)
         self.dropout = dropout
         self.query = nn.Linear(vit_dim, HEADS * vit_dim)
         self.key = nn.Linear(llm_dim, HEADS * vit_dim)
@@ -148,7 +154,7 @@ class WideAttention(nn.Module):
         k = k.expand(len(q), -1, -1, -1)  # (B, K, P, D_vit)
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, k, dropout_p=dropout)
-        return self.out(out.transpose(1, 2).flatten(2))  # (B, N, D)
+        return self.scale * self.out(out.transpose(1, 2).flatten(2))  # (B, N, D)
 
 
 class PlainPrototypes(nn.Module):
@@ -201,7 +207,7 @@ def cut_depth(unit: Tensor, depth: Tensor) -> Tensor:
     width = unit.shape[-1]
     apply, place, share = torch.rand(3, len(unit), 1, 1, 1)
     left = (place * width).floor()
-    right = left + ((width - left) * share * CUT_SHARE).floor().clamp(min=1)
+    right = left + ((width - left) * share * CUT_WIDTH).floor().clamp(min=1)
     column = torch.arange(width)
     inside = (apply < CUT_SHARE) & (column >= left) & (column < right)  # (B, 1, 1, w)
     return torch.where(inside, depth, unit)
@@ -235,10 +241,15 @@ def shortest(prompt: Prompt) -> int:
 def _attention(base: DepthModel, on: Departures) -> tuple[nn.Module, nn.Module]:
     """Prototypes and cross-attention."""
     prototypes: nn.Module = base.prototypes
-    reprogram: nn.Module = base.reprogram
+    reprogram: Any = base.reprogram
     if on.wide_heads:
         dropout = base.config.reprogram.dropout
-        reprogram = WideAttention(base.vit.embed_dim, base.language.embed_dim, dropout=dropout)
+        reprogram = WideAttention(
+            base.vit.embed_dim,
+            base.language.embed_dim,
+            dropout=dropout,
+            scale=base.reprogram.scale,
+        )
     for layer in (m for m in reprogram.modules() if isinstance(m, nn.Linear)):
         if on.default_start:
             layer.reset_parameters()
@@ -248,6 +259,7 @@ def _attention(base: DepthModel, on: Departures) -> tuple[nn.Module, nn.Module]:
     if on.default_start:
         embedding, count = base.language.embeddings.weight, base.config.reprogram.prototypes
         prototypes = PlainPrototypes(embedding, count=count)
+        reprogram.scale.fill_(1)
     return prototypes, reprogram
 
 

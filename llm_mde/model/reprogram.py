@@ -13,9 +13,10 @@ class Reprogram(nn.Module):
     Xia et al. 2024, https://arxiv.org/abs/2409.01133, Eq. 1 (after Jin et al. 2024, Time-LLM,
     https://arxiv.org/abs/2310.01728, section 3.1), d = D_vit / heads. The paper leaves biases open:
     the last projection has one, queries, keys and values have none. Ours: all weights start with
-    std 1 / sqrt(inputs), which keeps tokens distinct (see `prototypes`), and the result is brought
-    back to the scale of words: prototypes are normalised to 1, but the language model adds
-    positions to its words, which tokens of that size would drown.
+    std 1 / sqrt(inputs), which keeps tokens distinct (see `prototypes`), and the result is
+    multiplied by the rms of words: prototypes are normalised to 1, but the language model adds
+    positions to its words, which tokens of that size drown. As attention averages prototypes,
+    tokens start some four times below words; as large as words they learnt no better.
     """
 
     scale: Tensor

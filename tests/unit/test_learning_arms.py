@@ -97,6 +97,7 @@ def test_arms_of_one_seed_start_alike_and_of_two_differ() -> None:
     for name in ("vit.model.blocks.0.attn.qkv.weight", "vit.model.pos_embed"):
         assert torch.equal(ours[name], vit_head[name])
         assert not torch.equal(ours[name], build("ours", 4, LLM).state_dict()[name])
+    assert no_llm.pop("reprogram.scale") == 1  # there are no words to be as large as
     for name, value in no_llm.items():
         assert torch.equal(ours[name], value)
 
@@ -111,6 +112,7 @@ def test_random_bert_is_the_same_network_with_other_weights() -> None:
         assert theirs[name].shape == value.shape
         assert torch.equal(theirs[name], value) != changed, name
     assert other.prototypes.embedding is other.language.embeddings.weight
+    assert other.reprogram.scale == 2**-6  # the power of two nearest to the new words' rms
     weight = other.language.model.encoder.layer[0].intermediate.dense.weight
     assert weight.std().item() == pytest.approx(arms.BERT_STD, rel=0.05)
 
