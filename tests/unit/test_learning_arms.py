@@ -172,7 +172,9 @@ def test_wide_heads_mix_keys(batch: dict[str, Tensor]) -> None:
     k = layer.key(prototypes).view(9, authors.HEADS, D_vit).double()
     weights = (torch.einsum("nhd,phd->hnp", q, k) / math.sqrt(D_vit)).softmax(-1)
     mixed = torch.einsum("hnp,phd->nhd", weights, k).reshape(1, 5, -1).float()
-    torch.testing.assert_close(layer(visual, prototypes), layer.out(mixed), atol=1e-4, rtol=0)
+    assert layer.scale == base().reprogram.scale  # a departure of its own
+    want = layer.scale * layer.out(mixed)
+    torch.testing.assert_close(layer(visual, prototypes), want, atol=2e-6, rtol=0)
 
 
 def test_default_start_makes_all_tokens_alike() -> None:
@@ -183,6 +185,7 @@ def test_default_start_makes_all_tokens_alike() -> None:
         return (tokens.std(0).square().mean() / tokens.square().mean()).sqrt().item()
 
     changed = made(with_one("default_start"))
+    assert changed.reprogram.scale == 1  # theirs has no scale
     assert distinct(changed) < 0.02 and distinct(made(NONE)) > 0.5
     assert {name for name in trainable(changed) if "prototypes" in name} == {"prototypes.mix"}
 
