@@ -1,14 +1,17 @@
 """Pictures of any kind, from files or from memory, to RGB uint8 as the network's path wants it."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llm_mde.errors import DataError
 
-MAX_PIXELS = 50_000_000  # about 1 GB at work; a picture that claims more is refused unread
+MAX_PIXELS = 50_000_000  # 3 GB at work; a picture that claims more is refused unread
 MAX_ASPECT = 10  # a longer strip shows no scene, and its figure would be all margin
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
 
@@ -21,7 +24,8 @@ def check_image(path: Path) -> None:
     Raises:
         DataError: the file is missing, not an image, of a kind that is no photograph, or too large.
     """
-    _opened(path).close()
+    with _opened(path):
+        pass
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -74,15 +78,33 @@ def _kind(value: object) -> str:
     return f"{kind} with {lost} values that are NaN or infinite" if lost else kind
 
 
-def _opened(path: Path) -> Image.Image:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    with _file(path) as file:
+        image = _header(file, path)
+        problem = _problem(image)
+        if problem:
+            raise DataError(f"{path}: {problem}")
+        yield image
+
+
+def _file(path: Path) -> BinaryIO:
+    # Pillow maps some files that it opens by name, and turns those of grey TIFFs wrongly.
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
-            image = Image.open(path)
+        return path.open("rb")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file, expected an image") from error
     except IsADirectoryError as error:
         raise DataError(f"{path}: is a folder, expected image files; try {path}/*.jpg") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def _header(file: BinaryIO, path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
+            return Image.open(file)
     except UnidentifiedImageError as error:
         empty = "empty file, " if not path.stat().st_size else ""
         raise DataError(
@@ -92,11 +114,6 @@ def _opened(path: Path) -> Image.Image:
         raise DataError(f"{path}: too large, expected at most {MAX_PIXELS} pixels") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as an image ({error})") from error
-    problem = _problem(image)
-    if problem:
-        image.close()
-        raise DataError(f"{path}: {problem}")
-    return image
 
 
 def _problem(image: Image.Image) -> str | None:

@@ -127,6 +127,19 @@ def test_the_cameras_rotation_is_applied(run: Path, tmp_path: Path) -> None:
         assert depth.size == (30, 50)
 
 
+@pytest.mark.parametrize("turn", [5, 6, 8])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_uncompressed_grey_tiff_is_turned_as_well(
+    tmp_path: Path, turn: int, dtype: type
+) -> None:
+    grey = np.arange(6, dtype=dtype).reshape(2, 3) * (40 if dtype is np.uint8 else 40 * 257)
+    path = tmp_path / "grey.tif"
+    Image.fromarray(grey).save(path, tiffinfo={274: turn})
+    upright = {5: grey.T, 6: np.rot90(grey, -1), 8: np.rot90(grey)}[turn]
+    want = upright if dtype is np.uint8 else upright // 257
+    assert np.array_equal(read_image(path)[..., 0], want)
+
+
 def test_of_an_animation_the_first_picture_counts(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue", "green")]
     path = tmp_path / "moving.gif"
