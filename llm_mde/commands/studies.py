@@ -57,7 +57,10 @@ def experiment(
     ] = 1,
     test: Annotated[
         str | None,
-        typer.Option(help="Key list to score on.", show_default="the experiment's own"),
+        typer.Option(
+            help="Key list to score on in place of an experiment's single one.",
+            show_default="the experiment's own",
+        ),
     ] = None,
     concurrent: Concurrent = None,
     dry_run: Annotated[

@@ -72,31 +72,36 @@ def plan_all(
         sets: `a.b=c` words for all trials.
         ds_config: DeepSpeed's JSON of all trials.
         seeds: runs of each trial, under the base's seed and those that follow it.
-        test: key list to score on; None: the experiment's own.
+        test: key list to score on in place of an experiment's single one; experiments of several
+            tests keep their own.
 
     Raises:
         ConfigError: a recipe or trial that cannot be used, or was run with other settings; `test`
-            for an experiment of several tests.
+            for experiments of several tests alone.
         DataError: a key list that the shards lack.
     """
     plans = [
-        plan(_on(experiment, test), base, tiny=tiny, sets=sets, ds_config=ds_config, seeds=seeds)
-        for experiment in read_experiments(names)
+        plan(experiment, base, tiny=tiny, sets=sets, ds_config=ds_config, seeds=seeds)
+        for experiment in _on(read_experiments(names), test)
     ]
     return [Planned(made, [state_of(trial) for trial in made.trials]) for made in plans]
 
 
-def _on(experiment: Experiment, test: str | None) -> Experiment:
-    """The experiment scored on another key list."""
+def _on(experiments: list[Experiment], test: str | None) -> list[Experiment]:
+    """The experiments, those of one test scored on another key list."""
     if test is None:
-        return experiment
-    if len(experiment.tests) > 1:
-        lists = ", ".join(experiment.tests.values())
+        return experiments
+    single = [one for one in experiments if len(one.tests) == 1]
+    if not single:
+        lists = ", ".join(experiments[0].tests.values())
         raise ConfigError(
-            f"experiment {experiment.name}: --test {test}: it is scored on several key lists "
-            f"({lists}); run it by itself without --test"
+            f"experiment {experiments[0].name}: --test {test}: it is scored on several key lists "
+            f"({lists}); run it without --test"
         )
-    return experiment.model_copy(update={"tests": dict.fromkeys(experiment.tests, test)})
+    return [
+        one.model_copy(update={"tests": dict.fromkeys(one.tests, test)}) if one in single else one
+        for one in experiments
+    ]
 
 
 def state_of(trial: Trial) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from llm_mde.errors import ConfigError, DataError
 from llm_mde.recipes import shipped
+from llm_mde.studies import agenda
 from llm_mde.studies.agenda import plan_all, state_of
 from llm_mde.studies.paper import UNTRAINED, Experiment, read_experiments
 from llm_mde.studies.plan import Plan, Trial, plan
@@ -119,8 +120,14 @@ def test_another_list_may_be_scored_where_there_is_one_test(tmp_path: Path, base
     (planned,) = plan_all([str(recipe)], **how)
     assert {name: len(index.entries) for name, index in planned.plan.tests.items()} == {"test": 2}
     assert {tuple(trial.tests.items()) for trial in planned.plan.trials} == {(("test", "val"),)}
-    with pytest.raises(ConfigError, match="zero-shot: --test val: it is scored on several .*kit"):
-        plan_all(["zero-shot"], **how)
+    several = tmp_path / "several.yaml"
+    several.write_text(SEVERAL)
+    with pytest.raises(ConfigError, match="--test val: it is scored on several key lists"):
+        plan_all([str(several)], **how)
+    found = agenda._on(read_experiments(["all"]), "val")
+    tests = {one.name: tuple(one.tests.values()) for one in found}
+    assert tests.pop("zero-shot")[0] == "zero-shot-bathroom"  # keeps its own
+    assert set(tests.values()) == {("val",)}
 
 
 def test_a_training_list_holds_a_batch(base: Path, tmp_path: Path) -> None:
