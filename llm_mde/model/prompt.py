@@ -89,12 +89,14 @@ class Prompt(nn.Module):
         """Builds the tables of one tokenizer; a token that is -1 in them is padding.
 
         Raises:
-            ConfigError: the tokenizer merges words of the prompt with their neighbours.
+            ConfigError: the tokenizer merges words of an `apg` prompt with their neighbours.
         """
         super().__init__()
         self.mode = mode
         self.pad = vocabulary.pad
         tables = _tables(vocabulary)
+        if mode == "apg":
+            _check_tables(tables, vocabulary)
         ragged = any(len(row) < len(max(rows, key=len)) for rows in tables.values() for row in rows)
         self.padded = mode == "apg" and ragged  # else every mask is all True
         for name, rows in tables.items():
@@ -138,7 +140,7 @@ def _tables(vocabulary: Vocabulary) -> dict[str, list[list[int]]]:
     low = FIXED + LOW
     high = f"{low} 0{HIGH}"
     median = f"{high} 0{MEDIAN}"
-    tables = {
+    return {
         "low_text": [start + pieces(low)],
         "high_text": [pieces(HIGH, after=f"{low} 0")],
         "median_text": [pieces(MEDIAN, after=f"{high} 0")],
@@ -146,8 +148,6 @@ def _tables(vocabulary: Vocabulary) -> dict[str, list[list[int]]]:
         "tails": [pieces(f". class: {name}.", after=f"{median} 0") + end for name in CLASSES],
         "fixed": [start + pieces(FIXED) + end],
     }
-    _check_tables(tables, vocabulary)
-    return tables
 
 
 def _check_tables(tables: dict[str, list[list[int]]], vocabulary: Vocabulary) -> None:
