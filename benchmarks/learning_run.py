@@ -111,7 +111,7 @@ def fit(run: Run, index: Index) -> tuple[nn.Module, dict[str, Any]]:
     """A trained network, and what its training took."""
     model = build(run.arm, run.seed, bert_folder())
     weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    plan = Plan(index.counts, streams=BATCH, batch=BATCH, micro_batch=BATCH, seed=run.seed)
+    plan = Plan(index.counts, batch=BATCH, micro_batch=BATCH, seed=run.seed)
     batches = training_batches(
         index, plan, SHAPE, part=Part(), augmentation=AugmentConfig(), cache=True
     )

@@ -132,7 +132,7 @@ def plain_tarfile(index: Index, size: int) -> Iterator[Batch]:
 
 def ours(index: Index, size: int, *, augmented: bool) -> Iterator[Batch]:
     """One epoch of `training_batches`."""
-    plan = Plan(index.counts, streams=BATCH, batch=BATCH, micro_batch=BATCH)
+    plan = Plan(index.counts, batch=BATCH, micro_batch=BATCH)
     batches = training_batches(
         index,
         plan,

@@ -1,15 +1,18 @@
 """Ranks: the only module that sees torch.distributed."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from llm_mde.errors import ConfigError
+from llm_mde.errors import ConfigError, LlmMdeError
 from llm_mde.launcher import cores, launcher_variables
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,15 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def gather_rows(values: torch.Tensor) -> torch.Tensor:
+    """Tensors (n, ...) of all ranks, n may differ, one after another on every rank."""
+    if world() == 1:
+        return values
+    parts: list[torch.Tensor] = [values] * world()
+    dist.all_gather_object(parts, values.cpu())
+    return torch.cat(parts)
+
+
 def average(tensors: list[torch.Tensor]) -> None:
     """Replace float tensors by their mean over ranks, in place, in one collective."""
     if world() == 1 or not tensors:
@@ -96,6 +108,25 @@ def from_rank_0(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_rank_0(action: Callable[[], T]) -> T:
+    """What `action` returns on rank 0, on every rank; an error that users can cause likewise.
+
+    So no rank waits for a rank 0 that has given up.
+    """
+    value, error = None, None
+    if rank() == 0:
+        try:
+            value = action()
+        except (LlmMdeError, OSError) as caught:
+            error = caught
+    value, error = from_rank_0((value, error))
+    if error is not None:
+        if isinstance(error, LlmMdeError):
+            error.said_by_rank_0 = rank() != 0
+        raise error
+    return cast(T, value)  # without an error it is the action's
 
 
 def all_agree(condition: bool) -> bool:

@@ -1,15 +1,14 @@
 """The shard plan: which sample each rank and worker reads at which moment, as a pure function.
 
-The order of an epoch depends on (seed, epoch) alone. Shards are permuted and laid end to end, the
-line is cut into S equal canonical streams, and samples are permuted inside windows of each stream.
-Position p of the epoch is element p div S of stream p mod S; global batch g is positions
-[gG, (g+1)G). Micro-batches go to the ranks in turn and a rank's micro-batches to its workers in
-turn, so neither ranks nor workers change the samples of a step. With S a multiple of
-micro_batch x ranks a rank reads only its own streams' shards, front to back. (Canonical streams:
-the idea of mosaicml-streaming's canonical nodes.)
+The order of an epoch depends on (seed, epoch, G) alone, where G is the global batch. Shards are
+permuted and laid end to end, the line is cut into G equal canonical streams, and samples are
+permuted inside windows of each stream. Global batch g is element g of every stream: position p of
+the epoch is element p div G of stream p mod G. Micro-batches go to the ranks in turn and a rank's
+micro-batches to its workers in turn, so neither ranks nor workers change the samples of a step, and
+a rank reads only its own streams' shards, front to back. (Canonical streams: the idea of
+mosaicml-streaming's canonical nodes.)
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -42,11 +41,10 @@ class Plan:
     """The order of every epoch over shards holding `counts[i]` samples each.
 
     Raises:
-        ConfigError: batch, micro_batch and streams do not fit, or the split is too small.
+        ConfigError: batch and micro_batch do not fit, or the split is too small.
     """
 
     counts: tuple[int, ...]
-    streams: int
     batch: int
     micro_batch: int
     window: int = 2048
@@ -55,41 +53,37 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", sum(self.counts))
-        for name, value in ("train.batch", self.batch), ("canonical streams", self.streams):
-            if value % self.micro_batch:
-                raise ConfigError(
-                    f"{name} {value} is not a multiple of train.micro_batch {self.micro_batch}"
-                )
+        if self.batch % self.micro_batch:
+            raise ConfigError(
+                f"train.batch {self.batch} is not a multiple of train.micro_batch "
+                f"{self.micro_batch}"
+            )
         if not self.batches:
             raise ConfigError(
                 f"the split holds {self.samples} samples, too few for a global batch of "
-                f"{self.batch} from {self.streams} canonical streams; lower train.batch or pack "
-                "more scenes"
+                f"{self.batch}; lower train.batch or pack more scenes"
             )
 
     @property
-    def length(self) -> int:
-        """Samples of one canonical stream in one epoch."""
-        return self.samples // self.streams
-
-    @property
     def batches(self) -> int:
-        """Global batches of one epoch; the remainder is left out (other samples each epoch)."""
-        return self.length * self.streams // self.batch
+        """Global batches of one epoch, and samples of one of its streams.
+
+        The remainder is left out (other samples each epoch).
+        """
+        return self.samples // self.batch
 
     def check_ranks(self, ranks: int) -> None:
-        """Refuse a number of ranks that would make a rank read another's streams.
+        """Refuse a number of ranks that cannot share out the micro-batches of a step.
 
         Raises:
             ConfigError: names the world sizes that work.
         """
-        whole = math.gcd(self.streams, self.batch) // self.micro_batch
+        whole = self.batch // self.micro_batch
         if whole % ranks:
             fitting = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
             raise ConfigError(
-                f"{ranks} ranks x micro_batch {self.micro_batch} do not divide the run's "
-                f"{self.streams} canonical streams and batch {self.batch}; "
-                f"possible numbers of ranks: {fitting}"
+                f"{ranks} ranks x micro_batch {self.micro_batch} do not divide the run's batch "
+                f"{self.batch}; possible numbers of ranks: {fitting}"
             )
 
     def epoch(self, epoch: int) -> "Epoch":
@@ -105,21 +99,21 @@ class Epoch:
         random = generator(plan.seed, SHARDS, epoch)
         self.shards = random.permutation(len(plan.counts))  # (shards,)
         # What no stream holds is cut off both ends of the line, for one shard has no other order.
-        self.first = int(random.integers(plan.samples - plan.length * plan.streams, endpoint=True))
+        self.first = int(random.integers(plan.samples - plan.batches * plan.batch, endpoint=True))
         self.starts = np.concatenate([[0], np.cumsum(np.asarray(plan.counts)[self.shards])])
         # One window of each stream is alive at a time; the extra ones cover the change-over.
-        self._window = lru_cache(maxsize=2 * plan.streams + 8)(self._permuted)
+        self._window = lru_cache(maxsize=2 * plan.batch + 8)(self._permuted)
 
     def _permuted(self, stream: int, window: int) -> NDArray[np.int64]:
-        size = min(self.plan.window, self.plan.length - window * self.plan.window)
+        size = min(self.plan.window, self.plan.batches - window * self.plan.window)
         random = generator(self.plan.seed, WINDOW, self.number, stream << 32 | window)
         return random.permutation(size)
 
     def sample(self, position: int) -> tuple[int, int]:
         """(shard, sample inside the shard) at one position of the epoch."""
-        element, stream = divmod(position, self.plan.streams)
+        element, stream = divmod(position, self.plan.batch)
         window, inside = divmod(element, self.plan.window)
-        line = self.first + stream * self.plan.length + window * self.plan.window
+        line = self.first + stream * self.plan.batches + window * self.plan.window
         line += int(self._window(stream, window)[inside])
         at = int(np.searchsorted(self.starts, line, side="right")) - 1
         return int(self.shards[at]), line - int(self.starts[at])

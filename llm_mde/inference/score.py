@@ -81,31 +81,14 @@ def score(source: Path, index: Index, *, train_index: Index, batch: int) -> Scor
     ranks = dist.join()
     try:
         model = load(source).to(ranks.device)
-        baselines = _baselines(train_index, max_depth=model.config.max_depth)
-        if baselines is None:
-            return None
+        max_depth = model.config.max_depth
+        baselines = dist.on_rank_0(lambda: baselines_of(train_index, max_depth=max_depth))
         result = _score(model, index, baselines=baselines, batch=batch)
         if result is None:
             return None
         return Scores(source, index.split, train_index.split, result)
     finally:
         dist.leave()
-
-
-def _baselines(index: Index, *, max_depth: float) -> Baselines | None:
-    """Rank 0's baselines on every rank; its error is raised there alone, the others get None."""
-    found: Baselines | DataError | None = None
-    if dist.rank() == 0:
-        try:
-            found = baselines_of(index, max_depth=max_depth)
-        except DataError as error:
-            found = error
-    shared: Baselines | DataError = dist.from_rank_0(found)
-    if not isinstance(shared, DataError):
-        return shared
-    if dist.rank() == 0:
-        raise shared
-    return None
 
 
 def _score(
@@ -122,7 +105,7 @@ def _score(
         baselines=baselines,
         baseline_protocols=PROTOCOLS,
         max_depth=config.max_depth,
-        reduce=dist.all_reduce_sum,
+        gather=dist.gather_rows,
     )
     every_rank_done = dist.all_agree(not failed)
     if failed:

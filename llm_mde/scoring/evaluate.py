@@ -1,8 +1,6 @@
-"""Scores of a split: per image under every protocol, then the mean, beside two blind baselines.
+"""Scores of a split: per image under every protocol, then the mean, beside two blind baselines."""
 
-Sums and counts are float64 and flat, so that ranks add up to the numbers of one process.
-"""
-
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,38 +45,47 @@ def baseline_group(baseline: str, protocol: str) -> str:
 
 
 class Scores:
-    """Running sums and counts of named per-image numbers, in float64."""
+    """Named numbers of images, and their means.
+
+    Sums are exact (Shewchuk 1997, https://doi.org/10.1007/PL00009321, as Python's `math.fsum` has
+    it), so that the order of the images, which ranks share out, moves no bit of a mean.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self._state = torch.zeros(2, len(self.names), dtype=torch.float64)
         self._column = {name: i for i, name in enumerate(self.names)}
+        self._tables = [torch.zeros(0, 2, len(self.names), dtype=torch.float64)]
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Count one image's numbers; a name that is absent is not counted for this image."""
+        """Take in one image's numbers; a name that is absent does not count for this image."""
         columns = [self._column[name] for name in values]
-        self._state[0, columns] += torch.tensor(list(values.values()), dtype=torch.float64)
-        self._state[1, columns] += 1
+        row = torch.zeros(1, 2, len(self.names), dtype=torch.float64)
+        row[0, 0, columns] = torch.tensor(list(values.values()), dtype=torch.float64)
+        row[0, 1, columns] = 1
+        self._tables.append(row)
 
-    def state(self) -> Tensor:
-        """Sums, then counts: float64 (2 * names,); states of ranks add up."""
-        return self._state.flatten().clone()
+    def table(self) -> Tensor:
+        """Float64 (images, 2, names): the numbers, and whether they count."""
+        return torch.cat(self._tables)
 
-    def add_state(self, state: Tensor) -> None:
-        """Add what another process counted under the same names."""
-        self._state += state.to(self._state).view_as(self._state)
+    def add_table(self, table: Tensor) -> None:
+        """Take in what another process counted under the same names."""
+        self._tables.append(table)
 
     def count(self, name: str) -> int:
         """Images that had this number."""
-        return int(self._state[1, self._column[name]])
+        return int(self.table()[:, 1, self._column[name]].sum())
 
     def means(self) -> dict[str, float]:
         """Mean of every name that was counted."""
-        return {
-            name: (self._state[0, i] / self._state[1, i]).item()
-            for name, i in self._column.items()
-            if self._state[1, i] > 0
-        }
+        table = self.table()
+        counted = {name: table[table[:, 1, i] > 0, 0, i] for name, i in self._column.items()}
+        return {name: _sum(one.tolist()) / len(one) for name, one in counted.items() if len(one)}
+
+
+def _sum(values: list[float]) -> float:
+    # The exact sum raises where infinities of both signs meet.
+    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
 
 
 @dataclass(frozen=True)
@@ -124,13 +131,14 @@ def evaluate(
     baselines: Baselines | None = None,
     baseline_protocols: Mapping[str, Protocol] = METRIC_ONLY,
     max_depth: float = 10.0,
-    reduce: Callable[[Tensor], Tensor] = torch.clone,
+    gather: Callable[[Tensor], Tensor] = torch.clone,
 ) -> EvalResult:
     """Score a split; every image alone, so that neither batch mates nor ranks move a number.
 
     Baselines are scored under `baseline_protocols`, in the groups `baseline_group` names, but for
     the UNDEFINED pairs.
-    `reduce` sums a float64 (N,) tensor over ranks and is called once, at the end, on every rank.
+    `gather` puts the float64 (images, ...) tables of all ranks one after another and is called
+    once, at the end, on every rank.
     The loss is taken at the prediction's size, with the truth brought to it by nearest neighbour.
     """
     blind = baseline_protocols if baselines else {}
@@ -140,14 +148,14 @@ def evaluate(
         for i in (batch["weight"] > 0).nonzero().flatten().tolist():
             depth, valid = batch["depth"][i, 0].cpu(), batch["valid"][i, 0].cpu()
             pixels = scored_pixels(depth, valid, max_depth=max_depth)
-            scores.add(_score(pred[i, 0], depth, pixels, max_depth=max_depth))
+            row = _score(pred[i, 0], depth, pixels, max_depth=max_depth)
             if baselines and pixels.numel():
-                scores.add(
-                    _score_baselines(baselines, depth, pixels, protocols=blind, max_depth=max_depth)
+                row |= _score_baselines(
+                    baselines, depth, pixels, protocols=blind, max_depth=max_depth
                 )
-            scores.add(_loss(loss, pred[i, 0], depth, valid))
+            scores.add(row | _loss(loss, pred[i, 0], depth, valid))
     total = Scores(scores.names)
-    total.add_state(reduce(scores.state()).cpu())
+    total.add_table(gather(scores.table()))
     images, left_out, cropped = (total.count(name) for name in COUNTS)
     means = {name: value for name, value in total.means().items() if name not in COUNTS}
     return EvalResult(means=means, images=images, left_out=left_out, cropped=cropped)

@@ -1,8 +1,8 @@
 """Checkpoints of a run: written aside, synced, given a manifest, renamed, then pointed to.
 
-A DeepSpeed checkpoint is pickled code: only folders with a manifest of ours are loaded. They hold
-the trainable state; frozen weights are named by the hash of their backbone. All ranks of a run see
-one file system.
+Only folders with a manifest of ours, all of whose files are as it says, are loaded. They hold the
+trainable state (see `state`); frozen weights are named by the hash of their backbone. All ranks of
+a run see one file system.
 """
 
 import hashlib
@@ -10,17 +10,17 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llm_mde import dist
 from llm_mde.errors import CheckpointError
-from llm_mde.training.engine import Engine
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-FORMAT = "llm-mde checkpoint 1"
+FORMAT = "llm-mde checkpoint 2"
 NAME, ASIDE = "step-", "tmp-"
 
 
@@ -30,32 +30,57 @@ def folder_name(step: int) -> str:
 
 
 def save(
-    engine: Engine, folder: Path, *, step: int, state: dict[str, Any], best: bool, keep: int
+    folder: Path,
+    write: Callable[[Path], None],
+    *,
+    step: int,
+    state: dict[str, Any],
+    best: bool,
+    keep: int,
 ) -> None:
     """Save at an optimizer step, point `last` (and `best`) to it, drop older ones; collective.
 
-    Later ones are dropped, too: the run went back behind them. `state` is JSON.
+    Later ones are dropped, too: the run went back behind them.
+
+    Args:
+        folder: of the run's checkpoints.
+        write: puts files into a folder that rank 0 has made; collective.
+        step: optimizer steps so far.
+        state: JSON beside the files.
+        best: whether this is the best so far.
+        keep: checkpoints kept beside the best one.
+
+    Raises:
+        CheckpointError: the disk is full, say; the checkpoints before are as they were.
     """
-    name = folder_name(step)
-    aside = ASIDE + name
-    if dist.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"{ASIDE}*"):
-            shutil.rmtree(left)
-    dist.barrier()
-    engine.save_checkpoint(
-        str(folder), tag=aside, save_latest=False, exclude_frozen_parameters=True
-    )
-    dist.barrier()
-    if dist.rank() == 0:
-        _seal(folder / aside, state)
-        shutil.rmtree(folder / name, ignore_errors=True)
-        os.rename(folder / aside, folder / name)
-        for pointer in ["last"] + ["best"] * best:
-            _point(folder / pointer, name)
-        _sync(folder)
-        _prune(folder, step=step, keep=keep)
-    dist.barrier()
+    aside = folder / (ASIDE + folder_name(step))
+    try:
+        dist.on_rank_0(lambda: _make_aside(aside))
+        write(aside)
+        dist.on_rank_0(lambda: _publish(aside, step=step, state=state, best=best, keep=keep))
+    except OSError as error:
+        dist.on_rank_0(lambda: shutil.rmtree(aside, ignore_errors=True))
+        raise CheckpointError(
+            f"{folder}: can't save step {step}: {error}; make room, then the same command goes on "
+            "from the checkpoint before"
+        ) from error
+
+
+def _make_aside(aside: Path) -> None:
+    for left in aside.parent.glob(f"{ASIDE}*"):
+        shutil.rmtree(left)
+    aside.mkdir(parents=True)
+
+
+def _publish(aside: Path, *, step: int, state: dict[str, Any], best: bool, keep: int) -> None:
+    folder, name = aside.parent, folder_name(step)
+    _seal(aside, state)
+    shutil.rmtree(folder / name, ignore_errors=True)
+    os.rename(aside, folder / name)
+    for pointer in ["last"] + ["best"] * best:
+        _point(folder / pointer, name)
+    _sync(folder)
+    _prune(folder, step=step, keep=keep)
 
 
 def _seal(folder: Path, state: dict[str, Any]) -> None:
@@ -176,17 +201,3 @@ def read_state(folder: Path) -> dict[str, Any]:
     """What `save` was given as state."""
     state: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["state"]
     return state
-
-
-def load(engine: Engine, folder: Path) -> None:
-    """Weights, moments, batch-norm statistics and schedule of a verified checkpoint; collective.
-
-    Raises:
-        CheckpointError: DeepSpeed did not load it.
-    """
-    # Not strict: frozen weights are not in there.
-    loaded, _ = engine.load_checkpoint(
-        str(folder.parent), tag=folder.name, load_module_strict=False
-    )
-    if not dist.all_agree(loaded is not None):
-        raise CheckpointError(f"{folder}: DeepSpeed can't load it; start with --resume never")

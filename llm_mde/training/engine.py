@@ -17,6 +17,7 @@ from llm_mde import dist
 from llm_mde.config import Config, OptimConfig
 from llm_mde.errors import ConfigError
 from llm_mde.model.depth_model import DepthModel
+from llm_mde.training.statistics import running_statistics
 
 
 @contextlib.contextmanager
@@ -35,8 +36,6 @@ with _no_warnings(), contextlib.redirect_stdout(sys.stderr):
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 
-STATISTICS = ("running_mean", "running_var")
-
 
 def micro_batch(config: Config, world: int) -> int:
     """Samples of one forward pass on one rank.
@@ -54,13 +53,14 @@ def micro_batch(config: Config, world: int) -> int:
     return micro
 
 
-def resolve_ds(ds: dict[str, Any], config: Config, *, world: int, cuda: bool) -> dict[str, Any]:
-    """Fill in `"auto"` and missing keys from the configuration.
+def resolve_ds(
+    ds: dict[str, Any], config: Config, *, micro: int, world: int, cuda: bool
+) -> dict[str, Any]:
+    """Fill in `"auto"` and missing keys from the configuration and the run's micro-batch.
 
     Raises:
         ConfigError: a key set in both with two values (names both), or an unusable precision.
     """
-    micro = micro_batch(config, world)
     ours = {
         "train_batch_size": ("train.batch", config.train.batch),
         "train_micro_batch_size_per_gpu": ("train.micro_batch", micro),
@@ -125,8 +125,12 @@ def parameter_groups(model: DepthModel, optim: OptimConfig) -> list[dict[str, An
     return list(groups.values())
 
 
-def start(model: DepthModel, config: Config, *, ds: dict[str, Any], steps: int) -> Engine:
-    """The model under DeepSpeed with torch's AdamW and the cosine over `steps`; collective.
+def start(
+    model: DepthModel, config: Config, *, ds: dict[str, Any], steps: int, step: int = 0
+) -> Engine:
+    """The model under DeepSpeed with torch's AdamW, `step` steps into a cosine over `steps`.
+
+    Collective.
 
     Raises:
         ConfigError: DeepSpeed does not know a key of its JSON or refuses its value.
@@ -135,7 +139,7 @@ def start(model: DepthModel, config: Config, *, ds: dict[str, Any], steps: int) 
     optimizer = torch.optim.AdamW(
         parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda more: cosine(step + more, steps))
     # M E sums over the whole vocabulary: its partial sums must not be rounded to bf16.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     with _no_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the op it builds, the GPU
@@ -159,11 +163,6 @@ def _dotted(place: tuple[int | str, ...]) -> str:
     return ".".join(map(str, place))
 
 
-def running_statistics(model: torch.nn.Module) -> list[Tensor]:
-    """The float statistics of the batch norms: everything a rank changes outside the optimizer."""
-    return [buffer for name, buffer in model.named_buffers() if name.endswith(STATISTICS)]
-
-
 def trained_state(engine: Engine) -> dict[str, Tensor]:
     """Trainable parameters, as the forward pass sees them, and batch-norm statistics; collective.
 
@@ -177,7 +176,6 @@ def trained_state(engine: Engine) -> dict[str, Tensor]:
                 if dist.rank() == 0:
                     state[name] = parameter.detach().float().cpu().clone()
     if dist.rank() == 0:
-        for name, buffer in engine.module.named_buffers():
-            if name.endswith(STATISTICS):
-                state[name] = buffer.detach().cpu().clone()
+        for name, buffer in running_statistics(engine.module).items():
+            state[name] = buffer.cpu().clone()
     return state

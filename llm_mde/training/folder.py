@@ -12,13 +12,13 @@ import yaml
 from llm_mde import dist
 from llm_mde.config import Config
 from llm_mde.data.index import Index
-from llm_mde.errors import ConfigError, LlmMdeError
+from llm_mde.errors import ConfigError
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.recipes import build, dump, flat
 
 CONFIG = "config.yaml"
 
-# Settings that may differ when a run goes on: they move no number.
+# Settings that may differ when a run goes on: they move no number but by rounding.
 FREE_TO_CHANGE = (
     "name",
     "runs",
@@ -31,6 +31,9 @@ FREE_TO_CHANGE = (
     "train.keep",
     "train.figures",
     "tracking.",
+    # How the work is shared out: by another number of ranks, or another stage.
+    "ds.gradient_accumulation_steps",
+    "ds.zero_optimization.",
 )
 
 
@@ -96,26 +99,19 @@ def claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> None:
     Raises:
         ConfigError: the folder holds a run with other settings.
     """
-    refusal = _claim(config, ds, resume=resume) if dist.rank() == 0 else None
-    refusal = dist.from_rank_0(refusal)
-    if refusal:
-        raise ConfigError(refusal)
+    dist.on_rank_0(lambda: _claim(config, ds, resume=resume))
 
 
-def _claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> str | None:
+def _claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> None:
     folder = config.run_dir
     if resume == "never" and (folder / CONFIG).exists():
         os.rename(folder, _aside(folder))
-    try:
-        before = _read(folder)
-        if before is not None:
-            check_same(folder, before, settings_of(config, ds))
-    except LlmMdeError as error:
-        return str(error)
+    before = _read(folder)
+    if before is not None:
+        check_same(folder, before, settings_of(config, ds))
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "ds.json", json.dumps(ds, indent=2) + "\n")
     write_whole(folder / CONFIG, dump(config))  # the last one: with it the folder is a run's
-    return None
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

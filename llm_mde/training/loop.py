@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,9 +23,10 @@ from llm_mde.scoring.baselines import Baselines
 from llm_mde.scoring.evaluate import evaluate
 from llm_mde.scoring.losses import LOSSES
 from llm_mde.tracking.tracker import Tracker
-from llm_mde.training import checkpoint
-from llm_mde.training.engine import Engine, running_statistics, trained_state
+from llm_mde.training import checkpoint, state
+from llm_mde.training.engine import Engine, trained_state
 from llm_mde.training.meter import Meter
+from llm_mde.training.statistics import StepStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +56,7 @@ class Standing:
 
     step: int = 0
     """Optimizer steps so far; with the plan, the cursor in the samples."""
-    streams: int = 0
     micro_batch: int = 0
-    ranks: int = 0
     best_abs_rel: float = float("inf")
     best_loss: float = float("inf")
     stale: int = 0
@@ -156,6 +156,7 @@ def _micro_batches(run: Run, standing: Standing, meter: Meter) -> Iterator[bool]
         start=start,
     )
     turn = standing.step * (plan.batch // plan.micro_batch) + run.ranks.rank
+    statistics = StepStatistics(engine.module)
     for batch in batches:
         torch.manual_seed(_dropout_seed(config.seed, turn))
         turn += run.ranks.world
@@ -164,11 +165,12 @@ def _micro_batches(run: Run, standing: Standing, meter: Meter) -> Iterator[bool]
         )
         loss = loss_of(engine(image), depth, valid)
         engine.backward(loss)
+        statistics.take()
         meter.add(loss, batch["key"])
         stepped = engine.is_gradient_accumulation_boundary()  # ask before step(): step() moves on
         engine.step()
         if stepped:
-            dist.average(running_statistics(engine.module))
+            statistics.step()
         yield stepped
 
 
@@ -209,8 +211,8 @@ def _pause(run: Run, standing: Standing, meter: Meter, *, stopping: bool) -> boo
 def save(run: Run, standing: Standing, *, best: bool) -> None:
     """A checkpoint of this step; collective."""
     checkpoint.save(
-        run.engine,
         run.config.run_dir / "checkpoints",
+        partial(state.write, run.engine),
         step=standing.step,
         state={"standing": asdict(standing), "settings": run.settings},
         best=best,
@@ -219,12 +221,12 @@ def save(run: Run, standing: Standing, *, best: bool) -> None:
 
 
 def _export(run: Run, scores: dict[str, float]) -> None:
-    state = trained_state(run.engine)
+    trained = trained_state(run.engine)
     if run.ranks.rank == 0:
         folder = run.config.run_dir / "adapter"
         config = run.config
         model = run.engine.module.config  # with the hub's commits that this run loaded
-        run.export(model, state, folder, seed=config.seed, scores=scores, data=config.data)
+        run.export(model, trained, folder, seed=config.seed, scores=scores, data=config.data)
         run.tracker.artifacts(folder, "adapter")
     dist.barrier()
 
@@ -256,7 +258,7 @@ def validate(run: Run, step: int) -> dict[str, float]:
         loss=LOSSES[config.train.loss],
         baselines=run.baselines,
         max_depth=config.model.max_depth,
-        reduce=dist.all_reduce_sum,
+        gather=dist.gather_rows,
     )
     if not result.images:
         raise DataError(

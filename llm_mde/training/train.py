@@ -16,9 +16,9 @@ from llm_mde.data.stream import Shape
 from llm_mde.errors import ConfigError
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.recipes import flat
-from llm_mde.scoring.baselines import Baselines, baselines_of
+from llm_mde.scoring.baselines import baselines_of
 from llm_mde.tracking.tracker import RunFolderTracker, Status, Tracker, Trackers
-from llm_mde.training import checkpoint
+from llm_mde.training import checkpoint, state
 from llm_mde.training.ds import read_ds
 from llm_mde.training.engine import Engine, micro_batch, resolve_ds, start
 from llm_mde.training.folder import check_same, claim, identities, settings_of
@@ -48,8 +48,7 @@ def train(config: Config, ds_config: Path, *, resume: str, export: Export) -> in
     try:
         if ranks.rank:
             logging.getLogger("llm_mde").setLevel(logging.WARNING)
-        cuda = ranks.device.type == "cuda"
-        ds = resolve_ds(read_ds(ds_config), config, world=ranks.world, cuda=cuda)
+        ds = read_ds(ds_config)
         with _stop_signals() as stop:
             run, standing = prepare(config, ds, ranks=ranks, resume=resume, export=export)
             return follow(run, standing, stop=stop)
@@ -73,11 +72,12 @@ def prepare(
 ) -> tuple[Run, Standing]:
     """Everything the loop uses, and where it begins; collective, inside a process group.
 
-    Arguments and errors as in `train`; `ds` is resolved.
+    Arguments and errors as in `train`; `ds` is DeepSpeed's JSON as written.
     """
     found = checkpoint.choose(config.run_dir / "checkpoints", resume)
-    state = checkpoint.read_state(found) if found else {}
-    standing = _standing(config, state.get("standing"), found, world=ranks.world)
+    before = checkpoint.read_state(found) if found else {}
+    standing = _standing(config, before.get("standing"), world=ranks.world)
+    micro, cuda = standing.micro_batch, ranks.device.type == "cuda"
     if config.data.shards is None:
         raise ConfigError(
             "data.shards: expected a folder written by 'llm-mde pack', got nothing; "
@@ -87,23 +87,25 @@ def prepare(
     val_index = open_index(config.data.shards, config.data.val_split)
     plan = Plan(
         train_index.counts,
-        streams=standing.streams,
         batch=config.train.batch,
-        micro_batch=standing.micro_batch,
+        micro_batch=micro,
         window=config.data.shuffle_window,
         seed=config.seed,
     )
     plan.check_ranks(ranks.world)
+    ds = resolve_ds(ds, config, micro=micro, world=ranks.world, cuda=cuda)
     steps = config.train.max_steps or config.train.epochs * plan.batches
     model = DepthModel(config.model, seed=config.seed)
     settings = settings_of(config, ds) | identities(model, train=train_index, val=val_index)
     if found:
-        check_same(found, state["settings"], settings)
+        check_same(found, before["settings"], settings)
+        state.read_weights(model, found)
     claim(config, ds, resume=resume)
-    engine = start(model, config, ds=ds, steps=steps)
+    engine = start(model, config, ds=ds, steps=steps, step=standing.step)
+    state.make_moments(engine)
     if found:
-        checkpoint.load(engine, found)
-        logger.info("resuming from %s", found)
+        state.restore(engine, found)
+        logger.info("resuming from %s, step %d of %d", found, standing.step, steps)
     run = Run(
         config=config,
         ranks=ranks,
@@ -112,7 +114,9 @@ def prepare(
         train_index=train_index,
         val_index=val_index,
         shape=Shape(config.model.image_size, model.vit.interpolation, config.model.max_depth),
-        baselines=_baselines(train_index, config),
+        baselines=dist.on_rank_0(
+            lambda: baselines_of(train_index, max_depth=config.model.max_depth)
+        ),
         tracker=_tracker(config, ds, standing.step if found else None),
         export=export,
         steps=steps,
@@ -122,27 +126,10 @@ def prepare(
     return run, standing
 
 
-def _standing(
-    config: Config, before: dict[str, Any] | None, found: Path | None, *, world: int
-) -> Standing:
+def _standing(config: Config, before: dict[str, Any] | None, *, world: int) -> Standing:
     if before is None:
-        micro = micro_batch(config, world)
-        return Standing(streams=micro * world, micro_batch=micro, ranks=world)
-    standing = Standing(**before)
-    if standing.ranks != world:
-        raise ConfigError(
-            f"{found}: written by {standing.ranks} ranks, started with {world}; "
-            f"start {standing.ranks}"
-        )
-    return standing
-
-
-def _baselines(train_index: Any, config: Config) -> Baselines:
-    fitted = None
-    if dist.rank() == 0:
-        fitted = baselines_of(train_index, max_depth=config.model.max_depth)
-    baselines: Baselines = dist.from_rank_0(fitted)
-    return baselines
+        return Standing(micro_batch=micro_batch(config, world))
+    return Standing(**before)  # another number of ranks changes the accumulation alone
 
 
 def _announce(run: Run, standing: Standing) -> None:

@@ -53,7 +53,7 @@ def test_sample_is_inspected(remote, tmp_path):
 def test_batches_are_those_of_the_local_pack(local, remote, workers):
     def batches(folder):
         index = open_index(folder, "train")
-        plan = Plan(index.counts, streams=2, batch=2, micro_batch=2)
+        plan = Plan(index.counts, batch=2, micro_batch=2)
         train = training_batches(
             index, plan, SHAPE, part=Part(), augmentation=AugmentConfig(), workers=workers
         )

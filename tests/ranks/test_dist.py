@@ -11,6 +11,9 @@ def check_collectives(rank):
     assert dist.all_reduce_sum(mine).tolist() == [3.0, 20.0]
     assert mine.tolist() == [1.0 + rank, 10.0]
 
+    rows = dist.gather_rows(torch.full((1 + rank, 2), float(rank)))
+    assert rows.tolist() == [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+
     tensors = [torch.full((2, 3), float(rank)), torch.tensor([4.0 * rank]).bfloat16()]
     dist.average(tensors)
     assert tensors[0].tolist() == [[0.5] * 3] * 2

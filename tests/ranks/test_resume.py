@@ -1,4 +1,8 @@
-"""A run that was stopped, or whose newest checkpoint is damaged, ends as if it had not been."""
+"""A run that was stopped, or whose newest checkpoint is damaged, ends as if it had not been.
+
+To the last bit: fp32 masters, moments and batch-norm statistics of every rank, learning rates,
+losses, sample keys.
+"""
 
 import json
 import logging
@@ -19,16 +23,21 @@ from tests.support.ranks import run_ranks
 from tests.support.training import LORA, begin, ds_json, make_shards, tiny_config, watched_run
 
 STAGES = (0, 1, 2, 3)
-# Four steps an epoch, two micro-batches a step on each rank: steps 3 and 5 lie inside epochs 0
-# and 1, before and after the first evaluation. A frozen ViT with adapters, a BERT that trains.
+# A frozen ViT with adapters, a BERT that trains. Three micro-batches a step on each rank: three
+# steps an epoch, so there are stops in both epochs, before, at and after an evaluation.
 CHANGES = {
     "model__vit": LORA["model__vit"],
-    "train__batch": 8,
-    "train__max_steps": 7,
+    "train__batch": 12,
+    "train__max_steps": 5,
     "train__eval_every": 1,
     "train__save_steps": 2,
 }
-STOPS = (3, 5)
+STOPS = (1, 2, 3, 4)  # every step, one after the other
+# The same without accumulation, and in bf16.
+OTHERS = {
+    "accumulation 1": ({"train__batch": 4}, {}),
+    "bf16": ({}, {"bf16": {"enabled": True}}),
+}
 CLOCKS = ("time", "train/img_per_s", "train/seconds", "train/memory_gb")
 
 
@@ -39,7 +48,14 @@ def run_cases(rank, folder):
         seen[f"parts {stage}"] = [
             run(folder, f"parts{stage}", stage, stop_at=stop) for stop in (*STOPS, None)
         ]
+        for name, (changes, ds) in OTHERS.items():
+            seen[f"{name}, whole {stage}"] = [run(folder, f"{name} {stage}", stage, changes, ds)]
+            seen[f"{name}, parts {stage}"] = [
+                run(folder, f"{name} parts {stage}", stage, changes, ds, stop_at=stop)
+                for stop in (3, None)
+            ]
         if stage == 2:  # before 3, which changes torch's linear layer for the rest of a process
+            seen["other saves"] = [run(folder, "other saves", 2, {"train__save_steps": 3})]
             seen |= damaged_runs(folder)
     seen["again"] = [run(folder, "whole1", 1)]
     refuse_foreign(folder)
@@ -48,14 +64,14 @@ def run_cases(rank, folder):
     torch.save(seen, folder / f"rank{rank}.pt")
 
 
-def run(folder, name, stage, *, stop_at=None):
-    config = tiny_config(folder / "shards", folder, name, **CHANGES)
-    return watched_run(config, ds_json(stage), stop_at=stop_at)
+def run(folder, name, stage, changes=None, ds=None, *, stop_at=None):
+    config = tiny_config(folder / "shards", folder, name, **CHANGES | (changes or {}))
+    return watched_run(config, ds_json(stage, **ds or {}), stop_at=stop_at)
 
 
 def damaged_runs(folder):
     seen = {}
-    newest = folder / "whole2" / "checkpoints" / "step-000007"
+    newest = folder / "whole2" / "checkpoints" / "step-000005"
     for name, hurt in DAMAGES.items():
         if dist.rank() == 0:
             hurt(newest)
@@ -69,14 +85,14 @@ def damaged_runs(folder):
 
 
 def flip_a_byte(newest):
-    path = sorted(newest.glob("*optim_states.pt"))[-1]
+    path = newest / "exp_avg.safetensors"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 def lose_a_file(newest):
-    sorted(newest.glob("*optim_states.pt"))[-1].unlink()
+    (newest / "exp_avg_sq.safetensors").unlink()
 
 
 DAMAGES = {"flipped byte": flip_a_byte, "missing file": lose_a_file}
@@ -100,14 +116,14 @@ class warnings(logging.Handler):
 def refuse_foreign(folder):
     foreign = folder / "foreign" / "step-000001"
     foreign.mkdir(parents=True, exist_ok=True)
-    (foreign / "mp_rank_00_model_states.pt").write_bytes(b"code")
+    (foreign / "mp_rank_00_model_states.pt").write_bytes(b"code")  # DeepSpeed's own, a pickle
     config = tiny_config(folder / "shards", folder, "fresh")
     with pytest.raises(CheckpointError, match="no manifest.json, so it was not written by this"):
         begin(config, ds_json(1), resume=str(foreign))
     config = tiny_config(folder / "shards", folder, "foreign")
     named = folder / "whole1" / "checkpoints" / "last"
-    with pytest.raises(ConfigError, match="ds.zero_optimization.stage was 1, now 2"):
-        begin(config, ds_json(2), resume=str(named))
+    with pytest.raises(ConfigError, match="ds.bf16.enabled was False, now True"):
+        begin(config, ds_json(1, bf16={"enabled": True}), resume=str(named))
 
 
 def refuse_unknown(folder):
@@ -156,33 +172,54 @@ def steady(rows):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_in_three_parts_is_the_whole_run(ran, stage, rank):
     [whole], parts = ran[rank][f"whole {stage}"], ran[rank][f"parts {stage}"]
-    assert [part.code for part in parts] == [REQUEUE, REQUEUE, DONE]
+    assert [part.code for part in parts] == [REQUEUE] * len(STOPS) + [DONE]
     assert [part.start for part in parts] == [0, *STOPS]
+    assert_the_same(whole, parts)
+    assert len(whole.train()) == 5 and sum("val/loss" in row for row in whole.rows) == 2
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_so_is_one_without_accumulation_or_in_bf16(ran, name, stage):
+    for rank in (0, 1):
+        [whole], parts = ran[rank][f"{name}, whole {stage}"], ran[rank][f"{name}, parts {stage}"]
+        assert [part.start for part in parts] == [0, 3]
+        assert_the_same(whole, parts)
+
+
+def test_saves_move_nothing(ran):
+    for rank in (0, 1):
+        [often], [seldom] = ran[rank]["whole 2"], ran[rank]["other saves"]
+        assert_the_same(often, [seldom])
+
+
+def assert_the_same(whole, parts):
     end = parts[-1]
     assert [keys for part in parts for keys in part.keys] == whole.keys
     assert same([s for part in parts for s in part.statistics], whole.statistics)
     assert len(whole.moments) > 0
+    # Masters and moments as saved, whole; then moments as they lie on each rank.
+    assert len(whole.files) == 3 and end.files == whole.files
     assert same(end.moments, whole.moments)
     assert end.lr == whole.lr
     assert same(end.state, whole.state)
     assert steady(end.rows) == steady(whole.rows)
-    assert len(whole.train()) == 7 and sum("val/loss" in row for row in whole.rows) == 2
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_checkpoint_before_a_damaged_one_is_taken(ran, damage):
     for rank in (0, 1):
         [whole], [again] = ran[rank]["whole 2"], ran[rank][damage]
-        assert (again.start, again.code) == (6, DONE)
+        assert (again.start, again.code) == (4, DONE)
         assert same(again.state, whole.state) and same(again.moments, whole.moments)
         assert ran[rank][f"{damage}, afterwards"] is None
         heard = ran[rank][f"{damage}, heard"]
-        assert "step-000007" in heard[0] and "trying the one before" in heard[0]
+        assert "step-000005" in heard[0] and "trying the one before" in heard[0]
 
 
 def test_a_complete_run_has_nothing_to_do(ran):
     [again] = ran[0]["again"]
-    assert (again.start, again.code, again.keys) == (7, DONE, [])
+    assert (again.start, again.code, again.keys) == (5, DONE, [])
     assert steady(again.rows) == steady(ran[0]["whole 1"][0].rows)
 
 

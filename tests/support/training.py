@@ -12,11 +12,11 @@ from torch import Tensor
 from llm_mde import dist
 from llm_mde.config import Config
 from llm_mde.recipes import build
-from llm_mde.training import loop, train
+from llm_mde.training import checkpoint, loop, train
 from llm_mde.training.ds import read_ds
-from llm_mde.training.engine import resolve_ds, running_statistics, trained_state
-from llm_mde.training.loop import Standing
+from llm_mde.training.engine import trained_state
 from llm_mde.training.meter import Meter
+from llm_mde.training.statistics import running_statistics
 from tests.support.shards import write_shards
 
 
@@ -95,6 +95,8 @@ class Watched:
     moments: list[Tensor] = field(default_factory=list)
     lr: list[float] = field(default_factory=list)
     state: dict[str, Tensor] = field(default_factory=dict)
+    files: dict[str, Any] = field(default_factory=dict)
+    """Sizes and hashes of the last checkpoint's files."""
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def train(self, name: str = "train/loss") -> list[float]:
@@ -109,14 +111,9 @@ def moments(engine: Any) -> list[Tensor]:
 
 
 def begin(config: Config, ds: dict[str, Any], *, resume: str = "auto"):
-    """A run and where it stands, in the process group of this rank.
-
-    One rank, too, starts with the canonical streams of two: the order of the samples is theirs.
-    """
+    """A run and where it stands, in the process group of this rank."""
     ranks = dist.Ranks(dist.rank(), dist.world(), dist.rank(), torch.device("cpu"))
-    resolved = resolve_ds(ds, config, world=ranks.world, cuda=False)
-    with patch.object(train, "Standing", lambda **kept: Standing(**(kept | {"streams": 4}))):
-        return train.prepare(config, resolved, ranks=ranks, resume=resume, export=no_export)
+    return train.prepare(config, ds, ranks=ranks, resume=resume, export=no_export)
 
 
 def watched_run(
@@ -143,13 +140,16 @@ def watch(run: Any, standing: Any, *, stop_at: int | None = None) -> Watched:
 
         def report(self, step: int, *, lr: float, skipped: int) -> None:
             super().report(step, lr=lr, skipped=skipped)
-            seen.statistics.append([s.clone() for s in running_statistics(run.engine.module)])
+            now = running_statistics(run.engine.module).values()
+            seen.statistics.append([value.clone() for value in now])
 
     with patch.object(loop, "Meter", Watching):
         seen.code = train.follow(run, standing, stop=stop)
     seen.moments, seen.lr = moments(run.engine), list(run.engine.get_lr())
     seen.state = trained_state(run.engine)
     dist.barrier()
+    last = checkpoint.choose(run.config.run_dir / "checkpoints", "auto")
+    seen.files = json.loads((last / checkpoint.MANIFEST).read_text())["files"] if last else {}
     lines = (run.config.run_dir / "metrics.jsonl").read_text().splitlines()
     seen.rows = [json.loads(line) for line in lines]
     return seen

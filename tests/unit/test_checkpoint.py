@@ -1,6 +1,6 @@
+import errno
 import json
 import logging
-import os
 
 import pytest
 
@@ -9,22 +9,14 @@ from llm_mde.training import checkpoint
 from llm_mde.training.checkpoint import MANIFEST, choose, problem, read_state, save
 
 
-class Engine:
-    """Writes two files where DeepSpeed would."""
-
-    def __init__(self):
-        self.asked = []
-
-    def save_checkpoint(self, folder, tag, **options):
-        os.makedirs(os.path.join(folder, tag, "deep"))
-        for name in ("weights.pt", "deep/moments.pt"):
-            with open(os.path.join(folder, tag, name), "wb") as file:
-                file.write(f"{tag} {name}".encode())
-        self.asked.append(options)
+def files(folder):
+    (folder / "deep").mkdir()
+    for name in ("weights.pt", "deep/moments.pt"):
+        (folder / name).write_text(f"{folder.name} {name}")
 
 
 def write(folder, step, *, best=False, keep=9):
-    save(Engine(), folder, step=step, state={"step": step}, best=best, keep=keep)
+    save(folder, files, step=step, state={"step": step}, best=best, keep=keep)
     return folder / f"step-{step:06d}"
 
 
@@ -33,10 +25,8 @@ def names(folder):
 
 
 def test_a_checkpoint_is_written_aside_sealed_and_pointed_to(tmp_path):
-    engine = Engine()
     (tmp_path / "tmp-step-000002").mkdir()  # left by a crash
-    save(engine, tmp_path, step=3, state={"a": [1.5]}, best=True, keep=1)
-    assert engine.asked == [{"save_latest": False, "exclude_frozen_parameters": True}]
+    save(tmp_path, files, step=3, state={"a": [1.5]}, best=True, keep=1)
     assert names(tmp_path) == ["best", "last", "step-000003"]
     assert (tmp_path / "best").read_text() == (tmp_path / "last").read_text() == "step-000003\n"
     manifest = json.loads((tmp_path / "step-000003" / MANIFEST).read_text())
@@ -103,7 +93,7 @@ def add_file(folder):
         (lose, "deep/moments.pt is missing"),
         (lose_manifest, "no manifest.json, so it was not written by this program or not finished"),
         (cut_manifest, "manifest.json is unreadable"),
-        (other_format, "expected format 'llm-mde checkpoint 1', got 'something else'"),
+        (other_format, "expected format 'llm-mde checkpoint 2', got 'something else'"),
         (add_file, "deep/code.pt is not in manifest.json"),
     ],
 )
@@ -132,10 +122,19 @@ def test_best_and_last_name_checkpoints(tmp_path):
         choose(tmp_path, str(tmp_path / "nowhere"))
 
 
-def test_a_folder_that_deepspeed_does_not_load_is_an_error(tmp_path):
-    class Empty:
-        def load_checkpoint(self, folder, **options):
-            return None, {}
+@pytest.mark.parametrize("moment", ["files", "manifest"])
+def test_a_full_disk_leaves_the_checkpoints_before_as_they_were(tmp_path, monkeypatch, moment):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(CheckpointError, match="DeepSpeed can't load it"):
-        checkpoint.load(Empty(), write(tmp_path, 1))
+    def half(folder):
+        files(folder)
+        full()
+
+    before = write(tmp_path, 1)
+    if moment == "manifest":
+        monkeypatch.setattr(checkpoint, "_seal", full)
+    with pytest.raises(CheckpointError, match="can't save step 2: .*No space left.*; make room"):
+        save(tmp_path, half if moment == "files" else files, step=2, state={}, best=True, keep=1)
+    assert names(tmp_path) == ["last", "step-000001"]
+    assert choose(tmp_path, "auto") == before

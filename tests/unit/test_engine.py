@@ -27,7 +27,8 @@ def config(**train):
 
 
 def resolved(ds, *, world=2, cuda=False, **train):
-    return resolve_ds(ds, config(**{"batch": 16, **train}), world=world, cuda=cuda)
+    made = config(**{"batch": 16, **train})
+    return resolve_ds(ds, made, micro=micro_batch(made, world), world=world, cuda=cuda)
 
 
 # DeepSpeed's JSON
@@ -170,26 +171,26 @@ def claim(config, ds, resume="auto"):
 
 
 def test_a_folder_with_other_settings_is_refused_with_the_keys_named(settings, tmp_path):
-    claim(settings, {"zero_optimization": {"stage": 1}})
+    claim(settings, {"bf16": {"enabled": False}})
     other = tiny_config(tmp_path / "shards", tmp_path, "run", optim__lr=0.5, train__max_steps=9)
     with pytest.raises(ConfigError) as error:
-        claim(other, {"zero_optimization": {"stage": 2}})
+        claim(other, {"bf16": {"enabled": True}})
     said = str(error.value)
     assert "optim.lr was 0.0001, now 0.5" in said
     assert "train.max_steps was 20, now 9" in said
-    assert "ds.zero_optimization.stage was 1, now 2" in said
+    assert "ds.bf16.enabled was False, now True" in said
     assert "model.vit.name" not in said
     assert "--resume never" in said
 
 
 def test_what_moves_no_number_may_change(settings, tmp_path):
-    claim(settings, {})
+    claim(settings, {"gradient_accumulation_steps": 4, "zero_optimization": {"stage": 1}})
     free = tiny_config(
         tmp_path / "elsewhere", tmp_path, "run", data__workers=3, data__cache=True,
         train__log_every=7, train__keep=5, train__save_steps=3, train__figures=2,
         tracking__mlflow=True,
     )  # fmt: skip
-    claim(free, {})
+    claim(free, {"gradient_accumulation_steps": 2, "zero_optimization": {"stage": 3}})
     assert "elsewhere" in (free.run_dir / "config.yaml").read_text()
 
 
@@ -222,23 +223,19 @@ def test_an_unreadable_run_folder_is_refused(settings):
         claim(settings, {})
 
 
-class Saved:
-    def save_checkpoint(self, folder, tag, **_):
-        (Path(folder) / tag).mkdir()
-
-
 def resume(settings, *, ranks=1, changes):
-    standing = Standing(step=3, streams=4, micro_batch=2, ranks=ranks)
+    standing = Standing(step=3, micro_batch=2)
     state = {"standing": asdict(standing), "settings": changes}
     at = settings.run_dir / "checkpoints"
-    checkpoint.save(Saved(), at, step=3, state=state, best=False, keep=1)
-    alone = dist.Ranks(0, 1, 0, torch.device("cpu"))
-    prepare(settings, {}, ranks=alone, resume="auto", export=no_export)
+    checkpoint.save(at, lambda folder: None, step=3, state=state, best=False, keep=1)
+    some = dist.Ranks(0, ranks, 0, torch.device("cpu"))
+    prepare(settings, {}, ranks=some, resume="auto", export=no_export)
 
 
-def test_another_number_of_ranks_is_refused(settings):
-    with pytest.raises(ConfigError, match="written by 2 ranks, started with 1; start 2"):
-        resume(settings, ranks=2, changes={})
+def test_ranks_that_do_not_divide_the_runs_batch_are_refused(settings, tmp_path):
+    make_shards(tmp_path / "shards")
+    with pytest.raises(ConfigError, match="3 ranks .* possible numbers of ranks: 1, 2$"):
+        resume(settings, ranks=3, changes={})
 
 
 def test_other_samples_or_backbones_are_refused(settings, tmp_path):

@@ -22,7 +22,7 @@ ROOMS = (
     ("model.", "vit vocabulary language prompt prototypes reprogram lora head depth_model"),
     ("scoring.", "losses metrics protocols baselines evaluate"),
     ("tracking.", "tracker mlflow compare"),
-    ("training.", "ds engine checkpoint meter loop folder train preflight"),
+    ("training.", "ds statistics engine state checkpoint meter loop folder train preflight"),
     ("inference.", "card adapter image predict score pretrained export"),
     (
         "studies.",
@@ -38,7 +38,7 @@ HOMES = {
     "transformers": {"model.language", "model.prompt"},
     "peft": {"model.lora", "inference.adapter"},
     "webdataset": {"data.stream"},
-    "deepspeed": {"training.engine", "training.checkpoint"},
+    "deepspeed": {"training.engine", "training.state"},
     "mlflow": {"tracking.mlflow"},
     "h5py": {"nyu.labeled"},
     "huggingface_hub": {"model.vit", "inference.pretrained"},

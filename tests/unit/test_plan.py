@@ -9,10 +9,8 @@ from llm_mde.errors import ConfigError
 COUNTS = (7, 1, 30, 12, 19, 2, 23, 6)  # 100 samples, uneven on purpose
 
 
-def plan(counts=COUNTS, *, streams=8, batch=16, micro_batch=2, window=5, seed=0):
-    return Plan(
-        counts, streams=streams, batch=batch, micro_batch=micro_batch, window=window, seed=seed
-    )
+def plan(counts=COUNTS, *, batch=16, micro_batch=2, window=5, seed=0):
+    return Plan(counts, batch=batch, micro_batch=micro_batch, window=window, seed=seed)
 
 
 def epoch_samples(made, epoch):
@@ -33,7 +31,7 @@ def test_order_by_hand():
     # Shards of 3, 2 and 4 samples in the order 2, 0, 1 make the line
     #   2:0 2:1 2:2 2:3 0:0 0:1 0:2 1:0 1:1
     # Two streams of four: 2:0 2:1 2:2 2:3 and 0:0 0:1 0:2 1:0; 1:1 is left out.
-    made = plan((3, 2, 4), streams=2, batch=2, micro_batch=1, window=1)
+    made = plan((3, 2, 4), batch=2, micro_batch=1, window=1)
     order = fixed_order(made, [2, 0, 1])
     assert [order.sample(at) for at in range(8)] == [
         (2, 0), (0, 0), (2, 1), (0, 1), (2, 2), (0, 2), (2, 3), (1, 0),
@@ -52,10 +50,9 @@ def test_first_positions_of_seed_0_stay_as_they_are():
     made = plan(window=2048)
     order = made.epoch(0)
     assert [order.sample(at) for at in range(20)] == [
-        (6, 3), (6, 7), (7, 1), (2, 10), (2, 19),
-        (2, 23), (4, 7), (3, 5), (6, 0), (6, 15),
-        (7, 2), (2, 8), (2, 16), (4, 2), (4, 13),
-        (3, 3), (0, 1), (6, 10), (6, 17), (2, 9),
+        (0, 3), (6, 2), (6, 10), (6, 14), (6, 20), (7, 4), (2, 1), (2, 6),
+        (2, 11), (2, 22), (2, 26), (4, 3), (4, 5), (4, 14), (3, 1), (3, 9),
+        (0, 2), (6, 1), (6, 5), (6, 12),
     ]  # fmt: skip
 
 
@@ -102,24 +99,26 @@ def test_steps_hold_the_same_samples_for_any_number_of_ranks(ranks, start):
 
 
 def test_rank_reads_its_own_streams_front_to_back():
-    made = plan(streams=4, batch=8, micro_batch=2, window=1)
+    made = plan(batch=8, micro_batch=2, window=1)
     order = made.epoch(2)
     places = {shard: at for at, shard in enumerate(order.shards.tolist())}
     for rank in range(2):
         read = [order.sample(at) for part in order.micro_batches(Part(rank, 2)) for at in part]
         line = [int(order.starts[places[shard]]) + at - order.first for shard, at in read]
-        for stream in (2 * rank, 2 * rank + 1):
-            own = line[stream % 2 :: 2]
-            assert own == list(range(stream * made.length, stream * made.length + len(own)))
+        # A step takes one sample of each of the rank's streams, two micro-batches of two.
+        mine = [stream for stream in range(8) if stream // 2 % 2 == rank]
+        for at, stream in enumerate(mine):
+            own = line[at::4]
+            assert own == list(range(stream * made.batches, (stream + 1) * made.batches))
 
 
 def test_window_permutes_no_further_than_itself():
     made = plan(window=5)
     order = made.epoch(0)
     places = {shard: at for at, shard in enumerate(order.shards.tolist())}
-    for element in range(made.length):
-        shard, at = order.sample(element * made.streams + 3)
-        line = int(order.starts[places[shard]]) + at - order.first - 3 * made.length
+    for element in range(made.batches):
+        shard, at = order.sample(element * made.batch + 3)
+        line = int(order.starts[places[shard]]) + at - order.first - 3 * made.batches
         assert line // 5 == element // 5
 
 
@@ -134,8 +133,7 @@ def test_steps_of_an_epoch_are_samples_over_batch(samples, batches):
     ("settings", "problem"),
     [
         ({"batch": 15}, "train.batch 15 is not a multiple of train.micro_batch 2"),
-        ({"streams": 9}, "canonical streams 9 is not a multiple of train.micro_batch 2"),
-        ({"counts": (9, 6)}, "the split holds 15 samples, too few for a global batch of 16 from 8"),
+        ({"counts": (9, 6)}, "the split holds 15 samples, too few for a global batch of 16; "),
         ({"counts": ()}, "the split holds 0 samples"),
     ],
 )
@@ -145,19 +143,14 @@ def test_plan_that_cannot_be_is_refused(settings, problem):
     assert str(caught.value).startswith(problem)
 
 
-@pytest.mark.parametrize("ranks", [3, 8])
+@pytest.mark.parametrize("ranks", [3, 16])
 def test_ranks_that_do_not_fit_are_refused_with_those_that_do(ranks):
     with pytest.raises(ConfigError) as caught:
         plan().check_ranks(ranks)
     assert str(caught.value) == (
-        f"{ranks} ranks x micro_batch 2 do not divide the run's 8 canonical streams and batch 16; "
-        "possible numbers of ranks: 1, 2, 4"
+        f"{ranks} ranks x micro_batch 2 do not divide the run's batch 16; "
+        "possible numbers of ranks: 1, 2, 4, 8"
     )
-
-
-def test_ranks_must_divide_the_batch_too():
-    with pytest.raises(ConfigError, match="possible numbers of ranks: 1, 2$"):
-        plan(streams=8, batch=12).check_ranks(4)
 
 
 @pytest.mark.parametrize("samples", [1, 9, 24, 25])
@@ -185,7 +178,7 @@ def test_generator_words_never_share_numbers():
 
 def test_thousand_ranks_over_a_hundred_thousand_shards():
     counts = tuple(generator(0, 9).integers(500, 1501, 100_000).tolist())
-    made = plan(counts, streams=32 * 1024, batch=32 * 1024, micro_batch=32, window=2048)
+    made = plan(counts, batch=32 * 1024, micro_batch=32, window=2048)
     made.check_ranks(1024)
     assert made.batches == sum(counts) // (32 * 1024)
     order = made.epoch(0)

@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 def batches_of(folder, *, part=None, augmentation=None, **settings):
     index = open_index(folder, "train")
-    plan = Plan(index.counts, streams=8, batch=BATCH, micro_batch=MICRO, window=3, seed=5)
+    plan = Plan(index.counts, batch=BATCH, micro_batch=MICRO, window=3, seed=5)
     return training_batches(
         index,
         plan,
@@ -413,7 +413,7 @@ def test_packed_raw_scenes_become_batches(tmp_path):
         "".join(f"{key}\n" for keys in splits.values() for key in keys)
     )
     index = open_index(tmp_path / "shards", "all")
-    plan = Plan(index.counts, streams=4, batch=8, micro_batch=4)
+    plan = Plan(index.counts, batch=8, micro_batch=4)
     shape = Shape((96, 128), "bicubic", 10.0)
     batches = training_batches(index, plan, shape, part=Part(), augmentation=AugmentConfig())
     first, second = islice(batches, 2)

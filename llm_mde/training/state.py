@@ -1,0 +1,146 @@
+"""What training changes, whole and belonging to no rank: weights, AdamW's moments, statistics.
+
+DeepSpeed keeps pieces of it on each rank, whose shape depends on stage and number of ranks, and
+saves them as pickled code. Here every tensor is whole and fp32 in safetensors, so that any stage
+and any number of ranks can go on from it, to the last bit where both stay as they were.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed import utils
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llm_mde import dist
+from llm_mde.training.engine import Engine
+from llm_mde.training.statistics import running_statistics
+
+WEIGHTS, MOMENTS = "weights", ("exp_avg", "exp_avg_sq")
+SUFFIX = ".safetensors"
+STEPS = "adam_steps"
+
+
+def write(engine: Engine, folder: Path) -> None:
+    """Write `weights`, with batch-norm statistics, and a file for each moment; collective.
+
+    Raises:
+        OSError: rank 0 can't write; raised on every rank.
+    """
+    about = {STEPS: str(_adam_steps(engine))}
+    for kind in (WEIGHTS, *MOMENTS):
+        found = {name: _whole(engine, weight, kind) for name, weight in _trainable(engine.module)}
+        if kind == WEIGHTS:
+            found |= running_statistics(engine.module)
+        kept = {name: value.cpu().contiguous() for name, value in found.items()}
+        dist.on_rank_0(partial(save_file, kept, folder / f"{kind}{SUFFIX}", about))
+
+
+def read_weights(model: nn.Module, folder: Path) -> None:
+    """Weights and batch-norm statistics into a model that DeepSpeed has not taken over yet."""
+    unknown = model.load_state_dict(load_file(folder / f"{WEIGHTS}{SUFFIX}"), strict=False)
+    assert not unknown.unexpected_keys, unknown.unexpected_keys
+
+
+def restore(engine: Engine, folder: Path) -> None:
+    """Masters and moments into the engine of a model that has read its weights.
+
+    DeepSpeed made the masters from weights that it had rounded to bf16.
+    """
+    for kind in (WEIGHTS, *MOMENTS):
+        with safe_open(folder / f"{kind}{SUFFIX}", framework="pt") as file:
+            for name, weight in _trainable(engine.module):
+                _put(engine, weight, kind, file.get_tensor(name))
+            steps = int(file.metadata()[STEPS])
+    for state in _adam(engine).state.values():
+        state["step"].fill_(steps)
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+
+
+def _adam(engine: Engine) -> torch.optim.Optimizer:
+    """The AdamW inside ZeRO's optimizer, if there is one around it."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def make_moments(engine: Engine) -> None:
+    """AdamW's state as it stands before the first step; before `write` and `restore`.
+
+    AdamW makes it in its first step. DeepSpeed's ZeRO 1 and 2 note which piece of it is whose after
+    the step of the first of several parameter groups, and so lose those of all others.
+    """
+    adam = _adam(engine)
+    flat_masters = [master for group in adam.param_groups for master in group["params"]]
+    # ZeRO 3 shows AdamW one of its own at a time.
+    for master in getattr(engine.optimizer, "fp32_partitioned_groups_flat", flat_masters):
+        if not adam.state[master]:  # bf16 without ZeRO has made it
+            moments = {name: torch.zeros_like(master) for name in MOMENTS}
+            adam.state[master] = {"step": torch.tensor(0.0), **moments}
+    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link is not None:  # ZeRO 1 and 2
+        link()
+
+
+def _adam_steps(engine: Engine) -> int:
+    steps = {int(state["step"]) for state in _adam(engine).state.values()}
+    assert len(steps) == 1, f"parameters at different steps: {steps}"
+    return steps.pop()
+
+
+def _whole(engine: Engine, weight: nn.Parameter, kind: str) -> Tensor:
+    """A master or a moment; collective."""
+    if _shared_out(weight):
+        if kind == WEIGHTS:
+            return utils.safe_get_full_fp32_param(weight)
+        return utils.safe_get_full_optimizer_state(weight, kind)
+    master = _master(engine, weight)
+    return master.detach() if kind == WEIGHTS else _adam(engine).state[master][kind]
+
+
+def _put(engine: Engine, weight: nn.Parameter, kind: str, value: Tensor) -> None:
+    if not _shared_out(weight):
+        _whole(engine, weight, kind).copy_(value)
+    elif hasattr(weight, "ds_id"):
+        _put_piece(weight, kind, value)
+    elif kind == WEIGHTS:
+        utils.safe_set_full_fp32_param(weight, value)
+    else:
+        utils.safe_set_full_optimizer_state(weight, value, kind)
+
+
+def _shared_out(weight: nn.Parameter) -> bool:
+    """Whether ranks have pieces of it: under ZeRO 3 (the first name), or 1 and 2."""
+    return hasattr(weight, "ds_id") or hasattr(weight, "_hp_mapping")
+
+
+def _master(engine: Engine, weight: nn.Parameter) -> Tensor:
+    """What AdamW steps without ZeRO: the weight itself, or the master of a bf16 weight."""
+    masters = getattr(engine.optimizer, "fp32_groups", None)
+    if masters is None:
+        return weight
+    weights = engine.optimizer.fp16_groups
+    pairs = (
+        pair for groups in zip(weights, masters, strict=True) for pair in zip(*groups, strict=True)
+    )
+    return next(master for low, master in pairs if low is weight)
+
+
+def _put_piece(weight: Any, kind: str, value: Tensor) -> None:
+    """This rank's piece under ZeRO-3.
+
+    DeepSpeed's own cutting fails where a weight has fewer numbers than there are ranks.
+    """
+    size = weight.ds_tensor.numel()
+    padded = value.new_zeros(size * dist.world())
+    padded[: value.numel()] = value.flatten()
+    piece = padded[size * dist.rank() :][:size]
+    if kind == WEIGHTS:
+        utils.safe_set_local_fp32_param(weight, piece)
+    else:
+        utils.safe_set_local_optimizer_state(weight, piece, kind)
