@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from benchmarks.arms import SIZE, bert_folder, build, loss
 from llm_mde.config import AugmentConfig, OptimConfig
 from llm_mde.data.index import Index, open_index
+from llm_mde.data.pixels import Shape
 from llm_mde.data.plan import Part, Plan
-from llm_mde.data.stream import Batch, Shape, evaluation_batches, training_batches
+from llm_mde.data.stream import Batch, evaluation_batches, training_batches
 from llm_mde.scoring.baselines import baselines_of
 from llm_mde.scoring.evaluate import evaluate
 from llm_mde.scoring.losses import silog

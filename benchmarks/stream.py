@@ -31,8 +31,9 @@ from PIL import Image
 from llm_mde.config import AugmentConfig
 from llm_mde.data import record
 from llm_mde.data.index import Index, open_index
+from llm_mde.data.pixels import Shape
 from llm_mde.data.plan import Part, Plan
-from llm_mde.data.stream import Batch, Shape, training_batches
+from llm_mde.data.stream import Batch, training_batches
 from llm_mde.nyu.frame import Frame
 
 BATCH = 8

@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         code = app(args=words or ["--help"], prog_name="llm-mde", standalone_mode=False)
     except LlmMdeError as error:
         # What is wrong with data may be known to one rank alone; all else is wrong on all of them.
-        alone = isinstance(error, DataError) and not error.said_by_rank_0
-        if launched_rank() == 0 or alone:
+        met_alone = isinstance(error, DataError)
+        if not error.said_elsewhere and (launched_rank() == 0 or met_alone):
             print(f"{command}: {error}", file=sys.stderr)
         return MISTAKE
     except typer.TyperException as error:

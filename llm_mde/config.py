@@ -170,6 +170,8 @@ class DataConfig(Frozen):
     """Loader processes of each rank; 0 loads in the training process."""
     cache: bool = False
     """Keep resized samples in memory, 0.25 MB each at 224x224, in each rank or loader process."""
+    max_lost: int = Field(0, ge=0)
+    """Damaged samples that training goes on without; 0: the first one stops the run."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of training samples."""
 
@@ -184,7 +186,7 @@ class LrScale(Frozen):
 
 
 class OptimConfig(Frozen):
-    """AdamW with a cosine to zero over the whole run, no warm-up."""
+    """AdamW with a cosine to zero over the whole run."""
 
     lr: float = Field(2e-5, gt=0)
     """Peak learning rate."""
@@ -192,6 +194,8 @@ class OptimConfig(Frozen):
     """AdamW's betas."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
+    warmup: int = Field(0, ge=0)
+    """Optimizer steps in which the rate rises to its peak, before the cosine."""
     weight_decay: float = Field(0.01, ge=0)
     """On LoRA, attention and convolution matrices; none on M, norms and biases."""
     clip: float = Field(1.0, gt=0)
@@ -225,6 +229,8 @@ class TrainConfig(Frozen):
     """Checkpoints kept beside the best one."""
     patience: int = Field(5, ge=1)
     """Evaluations without a new minimum of `val/loss` before the run stops."""
+    max_skips: int = Field(10, ge=1)
+    """Steps in a row, left out since a gradient is not finite, after which the run stops."""
     figures: int = Field(6, ge=0)
     """Fixed validation samples drawn at each evaluation."""
 

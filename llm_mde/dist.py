@@ -124,7 +124,7 @@ def on_rank_0(action: Callable[[], T]) -> T:
     value, error = from_rank_0((value, error))
     if error is not None:
         if isinstance(error, LlmMdeError):
-            error.said_by_rank_0 = rank() != 0
+            error.said_elsewhere = rank() != 0
         raise error
     return cast(T, value)  # without an error it is the action's
 
@@ -136,6 +136,24 @@ def all_agree(condition: bool) -> bool:
     votes = torch.tensor([int(condition)])
     dist.all_reduce(votes, op=dist.ReduceOp.MIN)
     return bool(votes.item())
+
+
+def raise_together(problem: LlmMdeError | None) -> None:
+    """Raise a rank's problem there, and on every other rank an error that leaves it to say.
+
+    Collective. For what one rank alone has met: the others would wait for it, or die of its end.
+    """
+    if all_agree(problem is None):
+        return
+    if problem is None:
+        problem = LlmMdeError("another rank met an error")
+        problem.said_elsewhere = True
+    raise problem
+
+
+def totals(counts: list[int]) -> list[int]:
+    """Sums over ranks, on every rank."""
+    return [int(total) for total in all_reduce_sum(torch.tensor(counts)).tolist()]
 
 
 def barrier() -> None:

@@ -8,8 +8,8 @@ a bug of ours and keeps its traceback.
 class LlmMdeError(Exception):
     """Base of every error a user can cause."""
 
-    said_by_rank_0 = False
-    """Rank 0 met it and says it; on this rank it only ends the program."""
+    said_elsewhere = False
+    """Another rank met it and says it; on this rank it only ends the program."""
 
 
 class ConfigError(LlmMdeError):

@@ -5,9 +5,14 @@ import re
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+
+import psutil
 
 from llm_mde.errors import ConfigError
 
+# In the command lines of launchers, which start modules of their own on each node.
+LAUNCHER = re.compile(r"(.*/)?(deepspeed|torchrun)|deepspeed\.launcher\..*|torch\.distributed\.run")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -55,6 +60,32 @@ def first_host(nodelist: str) -> str:
     """`gpu01` of SLURM's `gpu[01-04,07],big3`: the node of task 0."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist)
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0] if first else nodelist)
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """A process that started this one as a rank."""
+
+    process: psutil.Process
+
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        try:
+            return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+def launchers() -> list[Launcher]:
+    """Of the processes above this one those of deepspeed and torchrun."""
+    return [Launcher(one) for one in psutil.Process().parents() if _launches(one)]
+
+
+def _launches(process: psutil.Process) -> bool:
+    try:
+        return any(LAUNCHER.fullmatch(word) for word in process.cmdline()[:4])
+    except psutil.Error:
+        return False
 
 
 def free_port() -> int:

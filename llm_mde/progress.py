@@ -1,6 +1,7 @@
 """Logging to stderr, and progress with rate and ETA: a live bar on a terminal, else plain lines."""
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 logger = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
+DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 class Report(Protocol):
@@ -39,6 +41,19 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def seconds(words: str) -> float:
+    """What `duration` writes, and any of its parts, as seconds: `3h50m`, `90s`.
+
+    Raises:
+        ValueError: it is written otherwise.
+    """
+    found = DURATION.fullmatch(words)
+    if not found or not words:
+        raise ValueError(f"expected a duration like 3h50m, 20m or 90s, got {words!r}")
+    hours, minutes, rest = (int(part or 0) for part in found.groups())
+    return 3600.0 * hours + 60 * minutes + rest
 
 
 def pace(done: int, total: int, seconds: float, unit: str) -> str:

@@ -1,5 +1,6 @@
 """Training, scores and depth maps."""
 
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ from llm_mde.commands.options import (
     alike_on_all_ranks,
     say,
 )
-from llm_mde.progress import progress
+from llm_mde.progress import progress, seconds
 
 
 def train(
@@ -24,11 +25,21 @@ def train(
     resume: Annotated[
         str, typer.Option(help="auto (newest good checkpoint), never, or a checkpoint folder.")
     ] = "auto",
+    exit_after: Annotated[
+        str | None,
+        typer.Option(help="Save and exit with 75 after this time, as 3h50m.", metavar="TIME"),
+    ] = None,
 ) -> int:
     """Train under DeepSpeed, by python, torchrun, deepspeed or srun.
 
-    Exit code 75 means: stopped by a signal and saved; the same command goes on.
+    Exit code 75 means: stopped by a signal or --exit-after, and saved; the same command goes on.
+    Leave a scheduler's limit room for an evaluation and a save.
     """
+    began = time.monotonic()
+    try:
+        deadline = None if exit_after is None else began + seconds(exit_after)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--exit-after") from error
     from llm_mde.data.index import open_index
     from llm_mde.recipes import load
 
@@ -42,7 +53,7 @@ def train(
     from llm_mde.inference.adapter import save
     from llm_mde.training.train import train as run_training
 
-    return run_training(settings, ds_config, resume=resume, export=save)
+    return run_training(settings, ds_config, resume=resume, export=save, deadline=deadline)
 
 
 def evaluate(

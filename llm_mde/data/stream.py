@@ -5,103 +5,30 @@ index (shard, offset, size, checksum): the stock readers lose half a damaged sha
 """
 
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 import webdataset as wds
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from llm_mde.config import AugmentConfig
-from llm_mde.data import record
 from llm_mde.data.augment import augment, draw
 from llm_mde.data.index import Entry, Index, Shards
+from llm_mde.data.pixels import (
+    Frame,
+    Shape,
+    blank,
+    decode,
+    resize_image,
+    resize_nearest,
+    to_depths,
+    to_images,
+)
 from llm_mde.data.plan import Part, Plan, every_sample_once
-from llm_mde.errors import ConfigError, DataError, LlmMdeError
+from llm_mde.errors import DataError, LlmMdeError
 
 Batch = dict[str, Any]
-RESIZES = ("bilinear", "bicubic")  # what torch antialiases
-
-
-def decode(
-    shards: Shards,
-    entry: Entry,
-    *,
-    draft: tuple[int, int] | None = None,
-    filled: bool = False,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-    """One sample's rgb (H, W, 3), at a scale no smaller than `draft`, and depth (H, W) in mm.
-
-    filled: the depth without holes that the sample carries, instead of the readings.
-
-    Raises:
-        DataError: names shard, sample and cause.
-    """
-    sample = shards.read(entry)
-    try:
-        decoded = record.decode(sample, draft=draft, filled=filled)
-    except DataError as error:
-        raise DataError(f"{sample['__url__']}, {error}") from error
-    return decoded.rgb, decoded.depth_mm if decoded.filled_mm is None else decoded.filled_mm
-
-
-def resize_image(
-    rgb: NDArray[np.uint8], size: tuple[int, int], interpolation: str
-) -> NDArray[np.uint8]:
-    """The whole frame (H, W, 3) antialiased to (h, w, 3) uint8, within 1 of Pillow's result.
-
-    Raises:
-        ConfigError: an interpolation other than bilinear and bicubic.
-    """
-    if interpolation not in RESIZES:
-        raise ConfigError(f"interpolation: expected {' or '.join(RESIZES)}, got {interpolation!r}")
-    # On channels-last uint8 torch is four to six times as fast as Pillow.
-    image = torch.tensor(rgb).permute(2, 0, 1).unsqueeze(0)  # (1, 3, H, W)
-    image = F.interpolate(image, size, mode=interpolation, antialias=True)
-    return image[0].permute(1, 2, 0).numpy()
-
-
-def resize_nearest(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """(H, W) to (h, w), each pixel from the one that holds its centre."""
-    rows, columns = (
-        np.minimum(((np.arange(n) + 0.5) * old / n).astype(int), old - 1)
-        for n, old in zip(size, array.shape, strict=True)
-    )
-    return array[rows[:, None], columns]
-
-
-def to_metres(
-    depth_mm: NDArray[np.uint16], max_depth: float
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Depth in metres, and valid = 0 < mm < 1000 D_max; same shapes."""
-    valid = (depth_mm > 0) & (depth_mm < 1000 * max_depth)
-    return depth_mm.astype(np.float32) / np.float32(1000), valid
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the network wants to see."""
-
-    size: tuple[int, int]
-    """Height and width in pixels."""
-    interpolation: str
-    """`bilinear` or `bicubic`, as the image backbone was trained."""
-    max_depth: float
-    """D_max in metres."""
-
-
-def _images(rgbs: Sequence[NDArray[np.uint8]]) -> Tensor:
-    return torch.from_numpy(np.stack(rgbs)).permute(0, 3, 1, 2).contiguous()  # (B, 3, h, w)
-
-
-def _depths(depths_mm: Sequence[NDArray[np.uint16]], max_depth: float) -> tuple[Tensor, Tensor]:
-    metres, valid = to_metres(np.stack(depths_mm)[:, None], max_depth)  # (B, 1, H, W)
-    return torch.from_numpy(metres), torch.from_numpy(valid)
 
 
 def _worker() -> tuple[int, int]:
@@ -145,14 +72,13 @@ class Prepare:
         seed: int,
         cache: bool,
         filled: bool,
+        blanks: bool,
     ) -> None:
-        self.shards = Shards(index.folder)
+        self.shards, self.blanks = Shards(index.folder), blanks
         self.shape, self.augmentation, self.seed, self.filled = shape, augmentation, seed, filled
-        self.cache: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint16]]] | None = (
-            {} if cache else None
-        )
+        self.cache: dict[str, Frame] | None = {} if cache else None
 
-    def _resized(self, entry: Entry) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    def _resized(self, entry: Entry) -> Frame:
         if self.cache is not None and entry.key in self.cache:
             return self.cache[entry.key]
         size, interpolation = self.shape.size, self.shape.interpolation
@@ -164,27 +90,45 @@ class Prepare:
             self.cache[entry.key] = pair
         return pair
 
+    def _resized_or_blank(self, entry: Entry, lost: list[str]) -> Frame:
+        try:
+            return self._resized(entry)
+        except DataError as error:
+            if not self.blanks:
+                raise
+            lost.append(str(error))
+            return blank(self.shape.size)
+
     def __call__(self, source: Iterable[tuple[int, list[int], list[Entry]]]) -> Iterator[Batch]:
-        """Micro-batches: image uint8 (B, 3, h, w), depth (B, 1, h, w) metres, valid, key, epoch."""
+        """Micro-batches: image uint8 (B, 3, h, w), depth (B, 1, h, w) metres, valid, key, epoch.
+
+        And lost: why samples of the batch are blank.
+        """
         for epoch, positions, entries in source:
-            rgbs, depths_mm = zip(*[self._resized(entry) for entry in entries], strict=True)
-            image, (depth, valid) = _images(rgbs), _depths(depths_mm, self.shape.max_depth)
+            lost: list[str] = []
+            pairs = [self._resized_or_blank(entry, lost) for entry in entries]
+            rgbs, depths_mm = zip(*pairs, strict=True)
+            image, (depth, valid) = to_images(rgbs), to_depths(depths_mm, self.shape.max_depth)
             config = self.augmentation
             draws = draw(config, seed=self.seed, epoch=epoch, positions=positions)
             image, depth, valid = augment(image, depth, valid, config=config, draws=draws)
             keys = [entry.key for entry in entries]
-            yield {"image": image, "depth": depth, "valid": valid, "key": keys, "epoch": epoch}
+            tensors = {"image": image, "depth": depth, "valid": valid}
+            yield {**tensors, "key": keys, "epoch": epoch, "lost": lost}
 
 
 class Evaluation:
     """Source and stage of an evaluation: every sample once, at the packed size."""
 
-    def __init__(self, index: Index, shape: Shape, *, batch: int, part: Part) -> None:
+    def __init__(self, index: Index, shape: Shape, *, batch: int, part: Part, blanks: bool) -> None:
         self.index, self.shape, self.batch, self.part = index, shape, batch, part
-        self.shards = Shards(index.folder)
+        self.shards, self.blanks = Shards(index.folder), blanks
 
     def __call__(self) -> Iterator[Batch]:
-        """Batches: image uint8 (B, 3, h, w), depth (B, 1, H, W) metres, valid, weight (B,), key."""
+        """Batches: image uint8 (B, 3, h, w), depth (B, 1, H, W) metres, valid, weight (B,), key.
+
+        And lost: why samples of the batch are blank; they have weight 0.
+        """
         worker, workers = _worker()
         entries = self.index.entries
         for turn, batch in enumerate(every_sample_once(len(entries), self.batch, self.part)):
@@ -192,7 +136,7 @@ class Evaluation:
                 yield self._batch([entries[at] for at, _ in batch], [real for _, real in batch])
 
     def _batch(self, entries: list[Entry], real: list[bool]) -> Batch:
-        frames = {entry: decode(self.shards, entry) for entry in dict.fromkeys(entries)}
+        frames, lost = self._frames(entries)
         sizes = sorted({depth_mm.shape for _, depth_mm in frames.values()})
         if len(sizes) > 1:
             raise DataError(
@@ -201,14 +145,31 @@ class Evaluation:
             )
         size, interpolation = self.shape.size, self.shape.interpolation
         images = [resize_image(frames[entry][0], size, interpolation) for entry in entries]
-        depth, valid = _depths([frames[entry][1] for entry in entries], self.shape.max_depth)
+        depth, valid = to_depths([frames[entry][1] for entry in entries], self.shape.max_depth)
         return {
-            "image": _images(images),
+            "image": to_images(images),
             "depth": depth,
             "valid": valid,
-            "weight": torch.tensor([float(counts) for counts in real]),
+            "weight": torch.tensor(
+                [float(counts and e not in lost) for e, counts in zip(entries, real, strict=True)]
+            ),
             "key": [entry.key for entry in entries],
+            "lost": list(lost.values()),
         }
+
+    def _frames(self, entries: list[Entry]) -> tuple[dict[Entry, Frame], dict[Entry, str]]:
+        """Each sample once, and why those that are blank cannot be read."""
+        frames: dict[Entry, Frame] = {}
+        lost: dict[Entry, str] = {}
+        for entry in dict.fromkeys(entries):
+            try:
+                frames[entry] = decode(self.shards, entry)
+            except DataError as error:
+                if not self.blanks:
+                    raise
+                lost[entry] = str(error)
+        sizes = [depth_mm.shape for _, depth_mm in frames.values()] or [self.shape.size]
+        return frames | dict.fromkeys(lost, blank(sizes[0])), lost
 
 
 def _as_value(source: Iterable[Batch]) -> Iterator[Batch | LlmMdeError]:
@@ -263,32 +224,46 @@ def training_batches(
     filled: bool = False,
     epoch: int = 0,
     start: int = 0,
+    blanks: bool = False,
 ) -> Iterable[Batch]:
     """Endless micro-batches of one rank in the plan's order, from batch `start` of `epoch` on.
 
     filled: train on the depth without holes; evaluation and baselines always take the readings.
+    blanks: put a black image without depth where a damaged sample would be an error, so that a rank
+    stays in step with the others; the batch's `lost` says why.
     """
     plan.check_ranks(part.ranks)
     return Batches(
         Planned(index, plan, part=part, epoch=epoch, start=start),
         Prepare(
-            index, shape, augmentation=augmentation, seed=plan.seed, cache=cache, filled=filled
+            index,
+            shape,
+            augmentation=augmentation,
+            seed=plan.seed,
+            cache=cache,
+            filled=filled,
+            blanks=blanks,
         ),
         workers=workers,
     )
 
 
 def evaluation_batches(
-    index: Index, shape: Shape, *, batch: int, part: Part, workers: int = 0
+    index: Index,
+    shape: Shape,
+    *,
+    batch: int,
+    part: Part,
+    workers: int = 0,
+    blanks: bool = False,
 ) -> Iterable[Batch]:
-    """Every sample of a split once over all ranks, in the written order."""
-    return Batches(Evaluation(index, shape, batch=batch, part=part), workers=workers)
+    """Every sample of a split once over all ranks, in the written order; `blanks` as above."""
+    stage = Evaluation(index, shape, batch=batch, part=part, blanks=blanks)
+    return Batches(stage, workers=workers)
 
 
-def depths(
-    index: Index, *, max_depth: float, every: int = 1
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """Depth in metres and valid, (H, W), of every n-th sample: what the baselines are fitted on."""
-    shards = Shards(index.folder)
-    for entry in index.entries[::every]:
-        yield to_metres(decode(shards, entry, draft=(1, 1))[1], max_depth)
+def noting(batches: Iterable[Batch], lost: list[str]) -> Iterator[Batch]:
+    """The batches, while what they have lost goes to `lost`."""
+    for batch in batches:
+        lost += batch["lost"]
+        yield batch

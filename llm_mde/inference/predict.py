@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from llm_mde import figures
-from llm_mde.data.stream import resize_image
+from llm_mde.data.pixels import resize_image
 from llm_mde.errors import DataError
 from llm_mde.inference.adapter import load
 from llm_mde.inference.image import Picture, as_rgb, check_image, read_image

@@ -1,14 +1,14 @@
 """Scores of an adapter on a split of a shard folder, under every protocol."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_mde import dist
 from llm_mde.data.index import Index
+from llm_mde.data.pixels import Shape
 from llm_mde.data.plan import Part
-from llm_mde.data.stream import Batch, Shape, evaluation_batches
+from llm_mde.data.stream import evaluation_batches, noting
 from llm_mde.errors import DataError
 from llm_mde.inference.adapter import load
 from llm_mde.inference.card import in_words
@@ -97,25 +97,15 @@ def _score(
     config, device = model.config, model.mean.device
     shape = Shape(config.image_size, model.vit.interpolation, config.max_depth)
     part = Part(dist.rank(), dist.world())
-    failed: list[DataError] = []
+    lost: list[str] = []
     result = evaluate(
         lambda image: model.predict(image.to(device)),
-        _until_error(evaluation_batches(index, shape, batch=batch, part=part), failed),
+        noting(evaluation_batches(index, shape, batch=batch, part=part, blanks=True), lost),
         loss=silog,
         baselines=baselines,
         baseline_protocols=PROTOCOLS,
         max_depth=config.max_depth,
         gather=dist.gather_rows,
     )
-    every_rank_done = dist.all_agree(not failed)
-    if failed:
-        raise failed[0]
-    return result if every_rank_done and not part.rank else None
-
-
-def _until_error(batches: Iterable[Batch], failed: list[DataError]) -> Iterator[Batch]:
-    # A rank that left at once would make the others fail in their reduction, with a traceback.
-    try:
-        yield from batches
-    except DataError as error:
-        failed.append(error)
+    dist.raise_together(DataError(lost[0]) if lost else None)
+    return None if part.rank else result

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llm_mde.data.index import Index
-from llm_mde.data.stream import depths
+from llm_mde.data.pixels import depths
 from llm_mde.errors import DataError
 from llm_mde.scoring.protocols import resized
 
@@ -31,10 +31,10 @@ class Baselines:
         return {"constant": constant, "mean_map": resized(self.mean_map, size)}
 
 
-def baselines_of(index: Index, *, max_depth: float) -> Baselines:
+def baselines_of(index: Index, *, max_depth: float, skip_damaged: bool = False) -> Baselines:
     """Baselines from a training split, from at most SAMPLES evenly spaced samples of it."""
     every = max(1, len(index.entries) // SAMPLES)
-    pairs = depths(index, max_depth=max_depth, every=every)
+    pairs = depths(index, max_depth=max_depth, every=every, skip_damaged=skip_damaged)
     return fit_baselines(
         ((torch.from_numpy(depth), torch.from_numpy(valid)) for depth, valid in pairs),
         max_depth=max_depth,

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
-from llm_mde.errors import ConfigError
 from llm_mde.launcher import free_port, visible_devices
+from llm_mde.training.folder import locked
 
 logger = logging.getLogger(__name__)
 
@@ -85,19 +84,12 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: another one does.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise ConfigError(
-            f"{folder}: another command runs trials in it; wait for its end, or choose another "
-            "folder with --set runs=DIR"
-        ) from error
-    try:
+    refusal = (
+        f"{folder}: another command runs trials in it; wait for its end, or choose another "
+        "folder with --set runs=DIR"
+    )
+    with locked(folder / "lock", refusal):
         yield
-    finally:
-        lock.release()
 
 
 def end(files: Sequence[Path]) -> None:

@@ -27,11 +27,11 @@ from llm_mde.progress import duration
 from llm_mde.recipes import dump
 from llm_mde.studies.process import end, environment, gpu_ids, run_logged, single_command
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
+from llm_mde.training.stopping import REQUEUE
 
 logger = logging.getLogger(__name__)
 
 SCORE = "val/abs_rel"
-REQUEUE = 75  # exit code after SIGTERM, as of a training run: saved, start the same command again
 
 
 @dataclass(frozen=True)

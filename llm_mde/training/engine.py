@@ -36,6 +36,8 @@ with _no_warnings(), contextlib.redirect_stdout(sys.stderr):
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 
+PEAK = "peak_lr"  # of a parameter group, of which the schedule takes a share
+
 
 def micro_batch(config: Config, world: int) -> int:
     """Samples of one forward pass on one rank.
@@ -104,9 +106,15 @@ def _still_auto(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _still_auto(value, f"{prefix}{key}.")
 
 
-def cosine(step: int, steps: int) -> float:
-    """Share of the peak rate after `step` optimizer steps: half a wave from 1 to 0, no warm-up."""
-    return 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
+def cosine(step: int, steps: int, *, warmup: int = 0) -> float:
+    """Share of the peak rate after `step` optimizer steps: half a wave from 1 to 0.
+
+    Before it the share rises in `warmup` equal parts, the last of which is the peak.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done, whole = min(step, steps) - warmup, max(steps - warmup, 1)
+    return 0.5 * (1 + math.cos(math.pi * done / whole))
 
 
 def parameter_groups(model: DepthModel, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -119,27 +127,43 @@ def parameter_groups(model: DepthModel, optim: OptimConfig) -> list[dict[str, An
             "params": [],
             "name": part if decays else f"{part}, no decay",
             "lr": optim.lr * scale.get(part, 1.0),
+            PEAK: optim.lr * scale.get(part, 1.0),
             "weight_decay": optim.weight_decay if decays else 0.0,
         }
         groups.setdefault((part, decays), group)["params"].append(weights[name])
     return list(groups.values())
 
 
-def start(
-    model: DepthModel, config: Config, *, ds: dict[str, Any], steps: int, step: int = 0
-) -> Engine:
-    """The model under DeepSpeed with torch's AdamW, `step` steps into a cosine over `steps`.
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that leaves a step out where a gradient is not finite, as DeepSpeed's wrappers do.
 
-    Collective.
+    DeepSpeed wraps none around AdamW in fp32 without ZeRO. Gradients are averaged over ranks by
+    then, so that all ranks find the same.
+    """
+
+    stepped = True
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # no closure here
+        """One step, if all gradients are finite."""
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        self.stepped = all(bool(gradient.isfinite().all()) for gradient in gradients)
+        if self.stepped:
+            super().step()
+
+
+def start(model: DepthModel, config: Config, *, ds: dict[str, Any]) -> Engine:
+    """The model under DeepSpeed with torch's AdamW; collective.
 
     Raises:
         ConfigError: DeepSpeed does not know a key of its JSON or refuses its value.
     """
     optim = config.optim
-    optimizer = torch.optim.AdamW(
+    plain = not (ds["zero_optimization"].get("stage", 0) or ds["bf16"]["enabled"])
+    optimizer = (GuardedAdamW if plain else torch.optim.AdamW)(
         parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda more: cosine(step + more, steps))
     # M E sums over the whole vocabulary: its partial sums must not be rounded to bf16.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     with _no_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the op it builds, the GPU
@@ -149,7 +173,6 @@ def start(
             engine, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,
-                lr_scheduler=schedule,
                 config=ds,
                 dist_init_required=False,
             )
@@ -157,6 +180,19 @@ def start(
         problems = [f"{_dotted(item['loc'])}: {item['msg']}" for item in error.errors()]
         raise ConfigError(f"ds_config: {error.title}: {'; '.join(problems)}") from error
     return engine
+
+
+def take_step(engine: Engine, *, share: float) -> bool:
+    """AdamW's step at a boundary, at `share` of the peak rates; whether it was made; collective.
+
+    Where a gradient is not finite on some rank, no rank steps: neither weights nor moments change.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group[PEAK] * share
+    engine.step()
+    if isinstance(engine.optimizer, GuardedAdamW):
+        return engine.optimizer.stepped
+    return bool(engine.was_step_applied())
 
 
 def _dotted(place: tuple[int | str, ...]) -> str:

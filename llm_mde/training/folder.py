@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from llm_mde import dist
 from llm_mde.config import Config
@@ -25,10 +27,12 @@ FREE_TO_CHANGE = (
     "data.shards",
     "data.workers",
     "data.cache",
+    "data.max_lost",
     "train.log_every",
     "train.save_every",
     "train.save_steps",
     "train.keep",
+    "train.max_skips",
     "train.figures",
     "tracking.",
     # How the work is shared out: by another number of ranks, or another stage.
@@ -89,6 +93,43 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
     )
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock that nobody else has, until the block or this process ends, however.
+
+    Raises:
+        ConfigError: somebody has it; `refusal` says what that means.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ConfigError(refusal) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def alone(config: Config) -> Iterator[None]:
+    """Train a run while nobody else does: ranks outlive a launcher that is killed; collective.
+
+    Raises:
+        ConfigError: another program trains it.
+    """
+    # Beside the folder, which --resume never sets aside.
+    lock = config.runs / f".{config.name}.lock"
+    refusal = (
+        f"{config.run_dir}: another program is training this run (perhaps ranks whose launcher was "
+        "killed); stop it, or choose another name with --set name=..."
+    )
+    with ExitStack() as stack:
+        dist.on_rank_0(lambda: stack.enter_context(locked(lock, refusal)))
+        yield
 
 
 def claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> None:

@@ -43,6 +43,13 @@ class Meter:
         self.losses.append(loss.detach())
         self.keys.append(keys)
 
+    def drop(self, count: int) -> list[str]:
+        """Take the last `count` micro-batches back; the samples of those with a loss not finite."""
+        lost = zip(self.losses[-count:], self.keys[-count:], strict=True)
+        keys = [key for loss, mine in lost if not loss.isfinite() for key in mine]
+        del self.losses[-count:], self.keys[-count:]
+        return keys
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Keep evaluations and saves out of the training rate."""
@@ -72,7 +79,7 @@ class Meter:
         Args:
             step: optimizer steps so far.
             lr: largest learning rate of any part.
-            skipped: steps that DeepSpeed left out because of a gradient that is not finite.
+            skipped: batches left out so far because of a gradient that is not finite.
 
         Raises:
             ConfigError: as `check`.
@@ -94,7 +101,7 @@ class Meter:
         extra = ""
         if skipped:
             numbers["train/skipped_steps"] = float(skipped)
-            extra = f" | {skipped} steps skipped"
+            extra = f" | {skipped} batches left out"
         self.tracker.log(numbers, step)
         logger.info(
             "step %d/%d | loss %.3f | lr %.2g | %.1f img/s%s | %.1f GB | ETA %s",

@@ -35,9 +35,13 @@ class StepStatistics:
         torch._foreach_copy_(self.buffers, self.before)
         self.count += 1
 
-    def step(self) -> None:
-        """After the optimizer's step: the mean over its micro-batches on all ranks; collective."""
-        torch._foreach_div_(self.sums, self.count)
-        dist.average(self.sums)
-        torch._foreach_copy_(self.buffers, self.sums)
+    def step(self, *, applied: bool) -> None:
+        """After the optimizer's step: the mean over its micro-batches on all ranks; collective.
+
+        Where the step was left out, they stay as they were.
+        """
+        if applied:
+            torch._foreach_div_(self.sums, self.count)
+            dist.average(self.sums)
+            torch._foreach_copy_(self.buffers, self.sums)
         self._begin()

@@ -2,34 +2,38 @@
 
 import json
 import logging
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llm_mde import dist
 from llm_mde.config import Config
-from llm_mde.data.index import open_index
+from llm_mde.data.index import Index, open_index
+from llm_mde.data.pixels import Shape
 from llm_mde.data.plan import Plan
-from llm_mde.data.stream import Shape
 from llm_mde.errors import ConfigError
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.recipes import flat
-from llm_mde.scoring.baselines import baselines_of
+from llm_mde.scoring.baselines import Baselines, baselines_of
 from llm_mde.tracking.tracker import RunFolderTracker, Status, Tracker, Trackers
 from llm_mde.training import checkpoint, state
 from llm_mde.training.ds import read_ds
 from llm_mde.training.engine import Engine, micro_batch, resolve_ds, start
-from llm_mde.training.folder import check_same, claim, identities, settings_of
-from llm_mde.training.loop import DONE, INTERRUPTED, REQUEUE, Export, Run, Standing, fit
+from llm_mde.training.folder import alone, check_same, claim, identities, settings_of
+from llm_mde.training.loop import fit
+from llm_mde.training.run import Export, Run, Standing
+from llm_mde.training.stopping import DONE, Asked, stop_requests
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE}
 
-
-def train(config: Config, ds_config: Path, *, resume: str, export: Export) -> int:
+def train(
+    config: Config,
+    ds_config: Path,
+    *,
+    resume: str,
+    export: Export,
+    deadline: float | None = None,
+) -> int:
     """Train, evaluate, track and save one run; the exit code.
 
     Args:
@@ -37,6 +41,7 @@ def train(config: Config, ds_config: Path, *, resume: str, export: Export) -> in
         ds_config: DeepSpeed's JSON.
         resume: `auto` (the run's newest good checkpoint, if any), `never`, or a checkpoint.
         export: writes the adapter folder at every new best.
+        deadline: by `time.monotonic`: save at the next optimizer step and ask to be requeued.
 
     Raises:
         ConfigError: settings that contradict each other, DeepSpeed's JSON or the run to go on
@@ -49,18 +54,18 @@ def train(config: Config, ds_config: Path, *, resume: str, export: Export) -> in
         if ranks.rank:
             logging.getLogger("llm_mde").setLevel(logging.WARNING)
         ds = read_ds(ds_config)
-        with _stop_signals() as stop:
+        with stop_requests(deadline) as asked, alone(config):
             run, standing = prepare(config, ds, ranks=ranks, resume=resume, export=export)
-            return follow(run, standing, stop=stop)
+            return follow(run, standing, asked=asked)
     finally:
         dist.leave()
 
 
-def follow(run: Run, standing: Standing, *, stop: list[int]) -> int:
+def follow(run: Run, standing: Standing, *, asked: Asked) -> int:
     """`fit`, and the tracker told how it ended; the exit code."""
     status: Status = "failed"
     try:
-        code = fit(run, standing, stop=stop)
+        code = fit(run, standing, asked=asked)
         status = "finished" if code == DONE else "killed"
         return code
     finally:
@@ -101,7 +106,7 @@ def prepare(
         check_same(found, before["settings"], settings)
         state.read_weights(model, found)
     claim(config, ds, resume=resume)
-    engine = start(model, config, ds=ds, steps=steps, step=standing.step)
+    engine = start(model, config, ds=ds)
     state.make_moments(engine)
     if found:
         state.restore(engine, found)
@@ -114,9 +119,7 @@ def prepare(
         train_index=train_index,
         val_index=val_index,
         shape=Shape(config.model.image_size, model.vit.interpolation, config.model.max_depth),
-        baselines=dist.on_rank_0(
-            lambda: baselines_of(train_index, max_depth=config.model.max_depth)
-        ),
+        baselines=dist.on_rank_0(lambda: _baselines(train_index, config)),
         tracker=_tracker(config, ds, standing.step if found else None),
         export=export,
         steps=steps,
@@ -130,6 +133,11 @@ def _standing(config: Config, before: dict[str, Any] | None, *, world: int) -> S
     if before is None:
         return Standing(micro_batch=micro_batch(config, world))
     return Standing(**before)  # another number of ranks changes the accumulation alone
+
+
+def _baselines(train_index: Index, config: Config) -> Baselines:
+    max_depth, skip = config.model.max_depth, config.data.max_lost > 0
+    return baselines_of(train_index, max_depth=max_depth, skip_damaged=skip)
 
 
 def _announce(run: Run, standing: Standing) -> None:
@@ -169,18 +177,3 @@ def _tracker(config: Config, ds: dict[str, Any], resume_step: int | None) -> Tra
     tracker = Trackers(*trackers)
     tracker.params(flat(config) | {"ds_config": json.dumps(ds)})
     return tracker
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Signals that ask a run to save and end; collected here, acted upon at the next step."""
-    stop: list[int] = []
-    before = {
-        number: signal.signal(number, lambda got, _: stop.append(SIGNALS[signal.Signals(got)]))
-        for number in SIGNALS
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,9 +8,10 @@ import torch
 from llm_mde.config import AugmentConfig
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import open_index
+from llm_mde.data.pixels import Shape
 from llm_mde.data.plan import Part, Plan
 from llm_mde.data.show import inspect
-from llm_mde.data.stream import Shape, evaluation_batches, training_batches
+from llm_mde.data.stream import evaluation_batches, training_batches
 from llm_mde.data.verify import verify
 from llm_mde.errors import DataError
 from tests.support.s3 import s3_server

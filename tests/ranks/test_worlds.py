@@ -5,7 +5,8 @@ import torch
 
 from llm_mde import dist
 from llm_mde.errors import ConfigError
-from llm_mde.training.loop import DONE, REQUEUE, validate
+from llm_mde.training.stopping import DONE, REQUEUE
+from llm_mde.training.validate import validate
 from tests.support.ranks import run_ranks
 from tests.support.training import begin, ds_json, make_shards, tiny_config, watched_run
 

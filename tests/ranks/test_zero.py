@@ -10,7 +10,8 @@ from llm_mde import dist
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.scoring.losses import silog
 from llm_mde.training.engine import deepspeed, trained_state
-from llm_mde.training.loop import DONE, validate
+from llm_mde.training.stopping import DONE
+from llm_mde.training.validate import validate
 from tests.support.ranks import run_ranks
 from tests.support.training import LORA, begin, ds_json, make_shards, tiny_config, watch
 

@@ -1,6 +1,7 @@
 """Tiny training runs, watched step by step."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from torch import Tensor
 from llm_mde import dist
 from llm_mde.config import Config
 from llm_mde.recipes import build
+from llm_mde.scoring.losses import LOSSES
 from llm_mde.training import checkpoint, loop, train
 from llm_mde.training.ds import read_ds
 from llm_mde.training.engine import trained_state
 from llm_mde.training.meter import Meter
 from llm_mde.training.statistics import running_statistics
+from llm_mde.training.stopping import REQUEUE
 from tests.support.shards import write_shards
 
 
@@ -117,39 +120,60 @@ def begin(config: Config, ds: dict[str, Any], *, resume: str = "auto"):
 
 
 def watched_run(
-    config: Config, ds: dict[str, Any], *, resume: str = "auto", stop_at: int | None = None
+    config: Config,
+    ds: dict[str, Any],
+    *,
+    resume: str = "auto",
+    stop_at: int | None = None,
+    poison: int | None = None,
 ) -> Watched:
-    """Train; with `stop_at` the last rank alone hears a signal during that step."""
+    """Train; with `stop_at` the last rank alone hears a signal during that step.
+
+    With `poison` the last rank's losses in that global batch are not numbers.
+    """
     run, standing = begin(config, ds, resume=resume)
-    seen = watch(run, standing, stop_at=stop_at)
+    seen = watch(run, standing, stop_at=stop_at, poison=poison)
     run.engine.destroy()
     return seen
 
 
-def watch(run: Any, standing: Any, *, stop_at: int | None = None) -> Watched:
+def watch(
+    run: Any,
+    standing: Any,
+    *,
+    stop_at: int | None = None,
+    poison: int | None = None,
+) -> Watched:
     """The same for a run that has begun; its engine stays alive."""
     seen = Watched(code=-1, start=standing.step)
-    stop: list[int] = []
+    stops: list[int] = []
+    last = dist.rank() == dist.world() - 1
+    loss = LOSSES[run.config.train.loss]
+
+    def poisoned(*args: Tensor) -> Tensor:
+        return loss(*args) * (math.nan if last and standing.batches == poison else 1.0)
 
     class Watching(Meter):
         def add(self, loss: Tensor, keys: list[str]) -> None:
             super().add(loss, keys)
             seen.keys.append(keys)
-            if stop_at == standing.step + 1 and dist.rank() == dist.world() - 1:
-                stop.append(loop.REQUEUE)
+            if stop_at == standing.step + 1 and last:
+                stops.append(REQUEUE)
 
         def report(self, step: int, *, lr: float, skipped: int) -> None:
             super().report(step, lr=lr, skipped=skipped)
             now = running_statistics(run.engine.module).values()
             seen.statistics.append([value.clone() for value in now])
 
-    with patch.object(loop, "Meter", Watching):
-        seen.code = train.follow(run, standing, stop=stop)
+    losses = {run.config.train.loss: poisoned}
+    with patch.object(loop, "Meter", Watching), patch.object(loop, "LOSSES", losses):
+        seen.code = train.follow(run, standing, asked=lambda: stops[0] if stops else None)
     seen.moments, seen.lr = moments(run.engine), list(run.engine.get_lr())
     seen.state = trained_state(run.engine)
     dist.barrier()
-    last = checkpoint.choose(run.config.run_dir / "checkpoints", "auto")
-    seen.files = json.loads((last / checkpoint.MANIFEST).read_text())["files"] if last else {}
+    newest = checkpoint.choose(run.config.run_dir / "checkpoints", "auto")
+    if newest:
+        seen.files = json.loads((newest / checkpoint.MANIFEST).read_text())["files"]
     lines = (run.config.run_dir / "metrics.jsonl").read_text().splitlines()
     seen.rows = [json.loads(line) for line in lines]
     return seen

@@ -145,6 +145,7 @@ def test_version(capsys) -> None:
         (["experiment", "lora"], "llm-mde experiment: demo/sweep.yaml: not found; run `make demo`"),
         (["train", "--set", "a=1"], "llm-mde train: --set a=1: unknown key a, did you mean"),
         (["train", "--set", "optim.lr=-1"], "llm-mde train: --set optim.lr=-1: optim.lr: expected"),
+        (["train", "--exit-after", "3"], "llm-mde train: Invalid value for --exit-after: expected"),
         (["train", "--set", "seed"], "llm-mde train: --set seed: expected a.b=c"),
         (["train", "--config", "no.yaml"], "llm-mde train: no.yaml: no such file"),
         (["train", "--set", "data.shards=/no"], "llm-mde train: /no: no index.jsonl found"),

@@ -128,6 +128,13 @@ def test_the_cosine_starts_at_the_peak_and_ends_at_zero():
     assert cosine(100, 100) == cosine(101, 100) == 0.0
 
 
+def test_a_warm_up_rises_to_the_peak_before_the_cosine():
+    shares = [cosine(step, 24, warmup=4) for step in range(25)]
+    assert shares[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert shares[14] == pytest.approx(0.5) and shares[24] == 0.0
+    assert cosine(3, 4, warmup=4) == 1.0  # nothing but warm-up
+
+
 @pytest.mark.parametrize("tuned", [{}, LORA])
 def test_every_trainable_parameter_is_in_one_group(tmp_path, tuned):
     settings = tiny_config(

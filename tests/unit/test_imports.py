@@ -17,12 +17,16 @@ ROOMS = (
     (
         "data.",
         "folder record members index sources shard lists layout workers estimate claim merge "
-        "report pack scan verify show plan augment stream",
+        "report pack scan verify show plan augment pixels stream",
     ),
     ("model.", "vit vocabulary language prompt prototypes reprogram lora head depth_model"),
     ("scoring.", "losses metrics protocols baselines evaluate"),
     ("tracking.", "tracker mlflow compare"),
-    ("training.", "ds statistics engine state checkpoint meter loop folder train preflight"),
+    (
+        "training.",
+        "stopping ds statistics engine state checkpoint meter run validate loop folder train "
+        "preflight",
+    ),
     ("inference.", "card adapter image predict score pretrained export"),
     (
         "studies.",

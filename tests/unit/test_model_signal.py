@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm_mde.config import ModelConfig
-from llm_mde.data.stream import resize_image
+from llm_mde.data.pixels import resize_image
 from llm_mde.model.depth_model import DepthModel
 
 pytestmark = pytest.mark.pretrained

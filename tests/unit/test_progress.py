@@ -14,6 +14,20 @@ def test_duration_in_words(seconds, text):
     assert progress.duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("3h50m", 13800), ("90s", 90), ("1h", 3600), ("20m", 1200), ("1h02m03s", 3723), ("0s", 0)],
+)
+def test_words_as_seconds(text, seconds):
+    assert progress.seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "3", "50m3h", "1.5h", "3 h", "-1h", "soon"])
+def test_other_words_are_no_duration(text):
+    with pytest.raises(ValueError, match="expected a duration like 3h50m"):
+        progress.seconds(text)
+
+
 def test_pace_is_rate_and_time_left():
     assert progress.pace(20, 100, 10.0, "frame") == "2.0 frame/s, ETA 40s"
     assert progress.pace(0, 100, 10.0, "frame") == "0.0 frame/s, ETA unknown"

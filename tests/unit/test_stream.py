@@ -14,17 +14,9 @@ from llm_mde.config import AugmentConfig
 from llm_mde.data import index as index_module
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import Shards, open_index
+from llm_mde.data.pixels import Shape, depths, resize_image, resize_nearest, to_metres
 from llm_mde.data.plan import Part, Plan
-from llm_mde.data.stream import (
-    Batches,
-    Shape,
-    depths,
-    evaluation_batches,
-    resize_image,
-    resize_nearest,
-    to_metres,
-    training_batches,
-)
+from llm_mde.data.stream import Batches, evaluation_batches, training_batches
 from llm_mde.errors import ConfigError, DataError
 from tests.support.rawscene import write_scene
 from tests.support.shards import frame, rows, write_rows, write_shards
@@ -275,6 +267,38 @@ def test_broken_shard_is_named_with_its_sample(tmp_path, damage, cause, workers)
     assert "\n" not in message
     if damage is not remove:
         assert f"sample {entry.key}: " in message
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_sample_may_be_blank_in_its_batch(tmp_path, workers):
+    write_shards(tmp_path, COUNTS)
+    entry = open_index(tmp_path, "train").shards[3][-1]
+    steps = 2 * STEPS * BATCH // MICRO
+    whole = list(islice(batches_of(tmp_path, workers=workers), steps))
+    flip_a_byte(tmp_path / entry.shard, entry)
+    got = list(islice(batches_of(tmp_path, workers=workers, blanks=True), steps))
+    assert [batch["key"] for batch in got] == [batch["key"] for batch in whole]
+    met = 0
+    for mine, theirs in zip(got, whole, strict=True):
+        hurt = [key == entry.key for key in mine["key"]]
+        met += sum(hurt)
+        assert len(mine["lost"]) == sum(hurt) and not theirs["lost"]
+        assert all(entry.key in why and "checksum" in why for why in mine["lost"])
+        assert not mine["valid"][hurt].any()
+        kept = [not one for one in hurt]
+        for name in ("image", "depth", "valid"):
+            assert torch.equal(mine[name][kept], theirs[name][kept])
+    assert met >= 1
+
+
+def test_a_broken_sample_does_not_count_in_an_evaluation(tmp_path):
+    write_shards(tmp_path, [6], split="val")
+    index = open_index(tmp_path, "val")
+    for at in (1, 4, 5):  # one of two, then a whole batch
+        flip_a_byte(tmp_path / index.entries[at].shard, index.entries[at])
+    batches = list(evaluation_batches(index, SHAPE, batch=2, part=Part(), blanks=True))
+    assert [batch["weight"].tolist() for batch in batches] == [[1, 0], [1, 1], [0, 0]]
+    assert [len(batch["lost"]) for batch in batches] == [1, 0, 2]
 
 
 def test_batches_before_a_broken_sample_arrive(tmp_path):
