@@ -229,6 +229,8 @@ class TrainConfig(Frozen):
     """Checkpoints kept beside the best one."""
     patience: int = Field(5, ge=1)
     """Evaluations without a new minimum of `val/loss` before the run stops."""
+    timeout: float = Field(1800.0, gt=0)
+    """Seconds that a rank waits for the others before it gives up and says which are missing."""
     max_skips: int = Field(10, ge=1)
     """Steps in a row, left out since a gradient is not finite, after which the run stops."""
     figures: int = Field(6, ge=0)

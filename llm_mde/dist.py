@@ -1,7 +1,10 @@
 """Ranks: the only module that sees torch.distributed."""
 
 import os
-from collections.abc import Callable
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -23,10 +26,77 @@ class Ranks:
     world: int
     local_rank: int
     device: torch.device
+    pulse: "Pulse | None" = None
+    """Signs of life of all ranks."""
+
+
+PULSE_S = 2.0
+LATE = 2.5  # pulses, after which a rank without one shows no sign of life
+
+
+class Pulse:
+    """Signs of life of all ranks, kept where they met: who is it that the others wait for?
+
+    A thread of each rank goes on while the rank waits in a collective, not where it is stopped or
+    dead; `turns` tells who has come how far.
+    """
+
+    def __init__(self, store: dist.Store, *, rank: int, world: int) -> None:
+        """Begins to beat."""
+        self.rank, self.world, self.turns, self._store = rank, world, 0, store
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, args=(store.clone(),), daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop beating."""
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self, store: dist.Store) -> None:
+        beats, host = 0, socket.gethostname()
+        while not self._over.is_set():
+            beats += 1
+            try:
+                store.set(f"pulse/{self.rank}", f"{beats} {self.turns} {host}")
+            except RuntimeError:  # rank 0 keeps the store, and is gone
+                return
+            self._over.wait(PULSE_S)
+
+    def missing(self) -> list[str]:
+        """Ranks that show no sign of life or are behind, in words; takes some seconds."""
+        before = self._read()
+        time.sleep(LATE * PULSE_S)
+        after = self._read()
+        if before is None or after is None:
+            return ["rank 0, which keeps the list of ranks, does not answer"]
+        most = max((turns for _, turns, _ in after.values()), default=0)
+        found = []
+        for rank in range(self.world):
+            beats, turns, host = after.get(rank, (0, 0, "an unknown host"))
+            if beats == before.get(rank, (0, 0, ""))[0]:
+                found.append(f"rank {rank} on {host} shows no sign of life")
+            elif turns < most:
+                found.append(f"rank {rank} on {host} is at micro-batch {turns}, others at {most}")
+        return found
+
+    def _read(self) -> dict[int, tuple[int, int, str]] | None:
+        """Beats, turns and host of each rank that has beaten; None without the store."""
+        found = {}
+        try:
+            for rank in range(self.world):
+                if self._store.check([f"pulse/{rank}"]):
+                    beats, turns, host = self._store.get(f"pulse/{rank}").decode().split(" ", 2)
+                    found[rank] = int(beats), int(turns), host
+        except RuntimeError:
+            return None
+        return found
 
 
 def join(*, timeout_s: float = 1800.0) -> Ranks:
     """Join the process group that the launcher describes; alone when there is no launcher.
+
+    A collective that lasts longer than `timeout_s` is an error on every rank that waits in it.
 
     Raises:
         ConfigError: more ranks than GPUs on this host, or nothing says where the ranks meet.
@@ -38,13 +108,27 @@ def join(*, timeout_s: float = 1800.0) -> Ranks:
     elif "OMP_NUM_THREADS" not in os.environ:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         torch.set_num_threads(max(1, cores() // local))
-    if not dist.is_initialized():
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s)
-        )
+    timeout = timedelta(seconds=timeout_s)
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=world,
+        timeout=timeout,
+    )
+    pulse = Pulse(store, rank=rank, world=world) if world > 1 else None
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
+    return Ranks(rank, world, local_rank, device, pulse)
+
+
+def limit_waiting(groups: Iterable[Any], *, timeout_s: float) -> None:
+    """The time-out of `join` for groups that others have made, with their own of half an hour."""
+    # Its private name until torch 2.14 or so.
+    set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
+    for group in filter(None, groups):
+        set_timeout(timedelta(seconds=timeout_s), group)
 
 
 def _take_gpu() -> None:
@@ -57,10 +141,11 @@ def _take_gpu() -> None:
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
-def leave() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def leave(ranks: Ranks) -> None:
+    """Leave the process group that `join` joined."""
+    if ranks.pulse:
+        ranks.pulse.end()
+    dist.destroy_process_group()
 
 
 def rank() -> int:

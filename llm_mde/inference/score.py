@@ -88,7 +88,7 @@ def score(source: Path, index: Index, *, train_index: Index, batch: int) -> Scor
             return None
         return Scores(source, index.split, train_index.split, result)
     finally:
-        dist.leave()
+        dist.leave(ranks)
 
 
 def _score(

@@ -176,6 +176,8 @@ def start(model: DepthModel, config: Config, *, ds: dict[str, Any]) -> Engine:
                 config=ds,
                 dist_init_required=False,
             )
+        groups = (engine.data_parallel_group, engine.seq_data_parallel_group)
+        dist.limit_waiting(groups, timeout_s=config.train.timeout)
     except ValidationError as error:
         problems = [f"{_dotted(item['loc'])}: {item['msg']}" for item in error.errors()]
         raise ConfigError(f"ds_config: {error.title}: {'; '.join(problems)}") from error

@@ -33,6 +33,7 @@ FREE_TO_CHANGE = (
     "train.save_steps",
     "train.keep",
     "train.max_skips",
+    "train.timeout",
     "train.figures",
     "tracking.",
     # How the work is shared out: by another number of ranks, or another stage.

@@ -97,6 +97,8 @@ def _global_batches(run: Run, standing: Standing, meter: Meter) -> Iterator[tupl
         image, depth, valid = (
             batch[name].to(engine.device, non_blocking=True) for name in ("image", "depth", "valid")
         )
+        if run.ranks.pulse:
+            run.ranks.pulse.turns += 1
         loss = loss_of(engine(image), depth, valid)
         engine.backward(loss)
         statistics.take()

@@ -49,7 +49,7 @@ def train(
         DataError: no usable shards.
         CheckpointError: the named checkpoint, or all of them, are damaged.
     """
-    ranks = dist.join()
+    ranks = dist.join(timeout_s=config.train.timeout)
     try:
         if ranks.rank:
             logging.getLogger("llm_mde").setLevel(logging.WARNING)
@@ -57,8 +57,17 @@ def train(
         with stop_requests(deadline) as asked, alone(config):
             run, standing = prepare(config, ds, ranks=ranks, resume=resume, export=export)
             return follow(run, standing, asked=asked)
+    except RuntimeError:  # of torch, in a collective that others did not come to, perhaps
+        _blame(ranks)
+        raise
     finally:
-        dist.leave()
+        dist.leave(ranks)
+
+
+def _blame(ranks: dist.Ranks) -> None:
+    missing = ranks.pulse.missing() if ranks.pulse else []
+    if missing:
+        logger.error("rank %d gave up waiting: %s", ranks.rank, "; ".join(missing))
 
 
 def follow(run: Run, standing: Standing, *, asked: Asked) -> int:
