@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llm_mde import __version__
-from llm_mde.commands import models, shards, studies
+from llm_mde.commands import models, shards, studies, track
 from llm_mde.commands.options import INTERRUPTED, MISTAKE
 from llm_mde.errors import DataError, LlmMdeError
 from llm_mde.launcher import launched_rank
@@ -21,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+GROUP = "track"
 LAUNCHER_WORD = re.compile(r"--local[_-]rank=\d+")
 
 
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     # The DeepSpeed launcher puts this first, even before the command; LOCAL_RANK says the same.
     words = [word for word in words if not LAUNCHER_WORD.fullmatch(word)]
-    known = {info.name for info in app.registered_commands}
+    known = {info.name for info in app.registered_commands} | {GROUP}
     command = " ".join(["llm-mde", *(word for word in words[:1] if word in known)])
     try:
         code = app(args=words or ["--help"], prog_name="llm-mde", standalone_mode=False)
@@ -98,3 +99,4 @@ COMMANDS = (
 )
 for name, function, example in COMMANDS:
     app.command(name=name, epilog=f"Example: {example}")(function)
+app.add_typer(track.app, name=GROUP)

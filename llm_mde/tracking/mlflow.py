@@ -33,6 +33,7 @@ from llm_mde.tracking.tracker import Status, Tracker
 logger = logging.getLogger(__name__)
 
 RUN_ID_FILE = "mlflow_run_id"
+FIGURES = "figures"
 MAX_PARAMS = 100  # MLflow's limit of one log_batch
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
 RETRY_S = 60.0  # pause after a failure, so that a dead server costs one attempt a minute
@@ -62,7 +63,18 @@ class MlflowTracker(Tracker):
         self._waiting: deque[Callable[[MlflowClient, str], None]] = deque(maxlen=WAITING)
         self._retry_at = 0.0
         self._failed = False
+        self._recorded: Recorded | None = None
         self._drain()
+
+    @property
+    def known(self) -> int:
+        """Values that a run gone on with had already."""
+        return self._recorded.known if self._recorded else 0
+
+    @property
+    def unsent(self) -> int:
+        """Records that wait for the store."""
+        return len(self._waiting)
 
     @property
     def run_id(self) -> str | None:
@@ -75,14 +87,32 @@ class MlflowTracker(Tracker):
         self._send(lambda client, run_id: _log_params(client, run_id, values))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record numbers at an optimizer step."""
-        now_ms = round(time.time() * 1000)
-        batch = [Metric(name, float(value), now_ms, step) for name, value in metrics.items()]
-        self._send(lambda client, run_id: client.log_batch(run_id, metrics=batch))
+        """Record numbers at an optimizer step; what a run gone on with has of it stays as it is."""
+        self.log_at(metrics, step, time_s=time.time())
+
+    def log_at(self, metrics: Mapping[str, float], step: int, *, time_s: float) -> None:
+        """As `log`, of the past: `time_s` in seconds since 1970."""
+        at_ms = round(time_s * 1000)
+        batch = [Metric(name, float(value), at_ms, step) for name, value in metrics.items()]
+
+        def send(client: MlflowClient, run_id: str) -> None:
+            known = self._recorded
+            new = known.without(client, batch) if known else batch
+            if new:
+                client.log_batch(run_id, metrics=new)
+            if known:
+                known.add(batch, new=len(new))
+
+        self._send(send)
 
     def figure(self, path: Path, name: str, step: int) -> None:
         """Record a picture: in the image grid of the page, by step, and as a file in `figures`."""
-        self._send(lambda client, run_id: _log_figure(client, run_id, path, name, step))
+
+        def send(client: MlflowClient, run_id: str) -> None:
+            if self._recorded is None or not self._recorded.has_figure(client, path.name):
+                _log_figure(client, run_id, path, name, step)
+
+        self._send(send)
 
     def artifacts(self, folder: Path, name: str) -> None:
         """Record a folder of files."""
@@ -128,6 +158,7 @@ class MlflowTracker(Tracker):
         file = self._run_dir / RUN_ID_FILE
         known = file.read_text().strip() if self._resume and file.is_file() else None
         if known and _reopened(client, known):
+            self._recorded = Recorded(known)
             return client, known
         parent = self._config.parent_run_id
         tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None
@@ -137,6 +168,38 @@ class MlflowTracker(Tracker):
         temporary.write_text(run.info.run_id + "\n")
         temporary.replace(file)
         return client, run.info.run_id
+
+
+class Recorded:
+    """What a run gone on with has in the store already, so that nothing gets there twice."""
+
+    def __init__(self, run_id: str) -> None:
+        """Asks the store for a metric when it first comes up."""
+        self._run_id = run_id
+        self._steps: dict[str, set[int]] = {}
+        self._figures: set[str] | None = None
+        self.known = 0
+        """Values that were there before they were sent."""
+
+    def has_figure(self, client: MlflowClient, name: str) -> bool:
+        """Whether the store has a picture of this file name."""
+        if self._figures is None:
+            listed = client.list_artifacts(self._run_id, FIGURES)
+            self._figures = {Path(one.path).name for one in listed}
+        return name in self._figures
+
+    def without(self, client: MlflowClient, metrics: list[Metric]) -> list[Metric]:
+        """Those of the metrics whose step the store does not have."""
+        for name in {metric.key for metric in metrics} - self._steps.keys():
+            history = client.get_metric_history(self._run_id, name)
+            self._steps[name] = {point.step for point in history}
+        return [metric for metric in metrics if metric.step not in self._steps[metric.key]]
+
+    def add(self, metrics: list[Metric], *, new: int) -> None:
+        """Note metrics that the store has now, `new` of them since this call."""
+        for metric in metrics:
+            self._steps[metric.key].add(metric.step)
+        self.known += len(metrics) - new
 
 
 def _quiet() -> None:
@@ -226,7 +289,7 @@ def _log_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) ->
 def _log_figure(client: MlflowClient, run_id: str, path: Path, name: str, step: int) -> None:
     with Image.open(path) as picture:
         client.log_image(run_id, picture, key=name, step=step, synchronous=True)
-    client.log_artifact(run_id, str(path), "figures")
+    client.log_artifact(run_id, str(path), FIGURES)
 
 
 def _text(value: object) -> str:

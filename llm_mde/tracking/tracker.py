@@ -5,10 +5,11 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 Status = Literal["finished", "failed", "killed"]
 METRICS_FILE = "metrics.jsonl"
+STATUS_FILE = "status"  # absent while a run goes on, and where it was killed
 
 
 class Tracker:
@@ -45,7 +46,9 @@ class RunFolderTracker(Tracker):
                 None starts an empty record.
         """
         path = run_dir / METRICS_FILE
+        self._run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / STATUS_FILE).unlink(missing_ok=True)
         kept = [] if resume_step is None else _until(read_metrics(path), resume_step)
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
@@ -58,8 +61,9 @@ class RunFolderTracker(Tracker):
         self._file.flush()
 
     def close(self, status: Status = "finished") -> None:
-        """Close the file."""
+        """Close the file, and leave how the run ended beside it."""
         self._file.close()
+        (self._run_dir / STATUS_FILE).write_text(status + "\n", encoding="utf-8")
 
 
 class Trackers(Tracker):
@@ -104,6 +108,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     return [json.loads(line) for line in whole.splitlines()]
+
+
+def read_status(run_dir: Path) -> Status:
+    """How a run ended."""
+    path = run_dir / STATUS_FILE
+    said = path.read_text(encoding="utf-8").strip() if path.is_file() else "killed"
+    return cast(Status, said)
 
 
 def _until(rows: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:

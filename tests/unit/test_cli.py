@@ -31,6 +31,7 @@ COMMANDS = (
     "experiment",
     "demo",
 )
+GROUPS = {"track": ("sync",)}
 HEAVY = ("torch", "deepspeed", "ray", "mlflow", "transformers", "timm", "peft", "numpy")
 
 
@@ -83,13 +84,15 @@ sys.exit(f"{{code}} {{loaded}}" if code or loaded else 0)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].split("\n") if line]
-    assert listed == list(COMMANDS)
+    assert listed == [*COMMANDS, *GROUPS]
     assert "..." not in done.stdout.partition("Commands:")[2]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *(f"{group} {name}" for group in GROUPS for name in GROUPS[group])]
+)
 def test_help_of_a_command_has_an_example_that_parses(command: str, capsys) -> None:
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     example = text.partition("Example: ")[2]
     assert f" {command} " in f"{example} "

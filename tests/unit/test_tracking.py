@@ -35,7 +35,7 @@ def test_resume_drops_the_lines_after_the_checkpoint(tmp_path: Path) -> None:
     tracker.log({"train/loss": 0.1}, 4)
     tracker.close()
     assert steps(tmp_path) == [1, 2, 3, 4]
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.jsonl", "status"]
 
 
 def test_a_new_run_starts_an_empty_record(tmp_path: Path) -> None:

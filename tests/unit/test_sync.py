@@ -1,0 +1,125 @@
+"""A run's record replayed into MLflow."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from llm_mde.cli import main
+from llm_mde.config import TrackingConfig
+from llm_mde.errors import ConfigError
+from llm_mde.tracking import mlflow as mlflow_module
+from llm_mde.tracking.mlflow import RUN_ID_FILE, MlflowTracker
+from llm_mde.tracking.sync import sync
+from llm_mde.tracking.tracker import RunFolderTracker
+
+ROWS = [({"train/loss": 3.0}, 1), ({"train/loss": 2.0}, 2), ({"val/abs_rel": 0.5, "epoch": 1.0}, 2)]
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder whose training had no store."""
+    folder = tmp_path / "night"
+    record = RunFolderTracker(folder)
+    for metrics, step in ROWS:
+        record.log(metrics, step)
+    record.close("finished")
+    (folder / "config.yaml").write_text("name: night\n")
+    (folder / "ds.json").write_text(json.dumps({"train_batch_size": 4}))
+    (folder / "figures").mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "figures" / "val-000002.png")
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    return folder
+
+
+def history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
+    points = MlflowClient(tracking_uri=uri).get_metric_history(run_id, name)
+    return sorted((point.step, point.value) for point in points)
+
+
+def pictures(uri: str, run_id: str) -> list[str]:
+    return [one.path for one in MlflowClient(tracking_uri=uri).list_artifacts(run_id, "figures")]
+
+
+def test_a_record_gets_there_whole_and_once(run: Path, uri: str) -> None:
+    first = sync(run, uri=uri)
+    again = sync(run, uri=uri)
+    assert (first.values, first.known, again.known) == (4, 0, 4)
+    assert first.run_id == again.run_id == (run / RUN_ID_FILE).read_text().strip()
+    found = MlflowClient(tracking_uri=uri).get_run(first.run_id)
+    assert (found.info.run_name, found.info.status) == ("night", "FINISHED")
+    assert found.data.params["optim.lr"] == "2e-05"
+    assert history(uri, first.run_id, "train/loss") == [(1, 3.0), (2, 2.0)]
+    assert history(uri, first.run_id, "val/abs_rel") == [(2, 0.5)]
+    assert pictures(uri, first.run_id) == ["figures/val-000002.png"]
+    client = MlflowClient(tracking_uri=uri)
+    assert [one.path for one in client.list_artifacts(first.run_id, "adapter")]
+    times = [point.timestamp for point in client.get_metric_history(first.run_id, "train/loss")]
+    logged = [json.loads(line)["time"] for line in (run / "metrics.jsonl").open()]
+    assert times == [round(1000 * time) for time in logged[:2]]
+
+
+def test_what_an_outage_lost_is_filled_in(
+    run: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = MlflowTracker(TrackingConfig(uri=uri), run_dir=run)
+    tracker.log(*ROWS[0])
+    with monkeypatch.context() as away:
+        away.setattr(mlflow_module, "RETRY_S", 0.0)
+        away.setattr(MlflowClient, "log_batch", _refuse)
+        tracker.log(*ROWS[1])
+        tracker.close()
+    assert tracker.unsent
+    done = sync(run, uri=uri)
+    assert (done.run_id, done.known) == (tracker.run_id, 1)
+    assert history(uri, done.run_id, "train/loss") == [(1, 3.0), (2, 2.0)]
+
+
+def test_steps_done_again_after_a_kill_are_recorded_once(run: Path, uri: str) -> None:
+    before = MlflowTracker(TrackingConfig(uri=uri), run_dir=run)
+    for metrics, step in ROWS:
+        before.log(metrics, step)
+    picture = run / "figures" / "val-000002.png"
+    before.figure(picture, "val", 2)
+    after = MlflowTracker(TrackingConfig(uri=uri), run_dir=run, resume=True)
+    for metrics, step in [*ROWS[1:], ({"train/loss": 1.0}, 3)]:
+        after.log(metrics, step)
+    after.figure(picture, "val", 2)
+    after.close()
+    assert after.run_id == before.run_id
+    assert history(uri, str(after.run_id), "train/loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert history(uri, str(after.run_id), "epoch") == [(2, 1.0)]
+    assert pictures(uri, str(after.run_id)) == ["figures/val-000002.png"]
+
+
+def test_a_run_that_was_killed_is_said_to_be(run: Path, uri: str) -> None:
+    (run / "status").unlink()
+    done = sync(run, uri=uri)
+    assert MlflowClient(tracking_uri=uri).get_run(done.run_id).info.status == "KILLED"
+
+
+def test_a_store_that_does_not_answer_is_an_error(run: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match="127.0.0.1:9: the store does not answer"):
+        sync(run, uri="http://127.0.0.1:9")
+
+
+def test_the_command_says_what_it_sent(run: Path, uri: str, capsys) -> None:
+    assert main(["track", "sync", str(run), "--uri", uri]) == 0
+    assert "4 values, 0 of them there already" in capsys.readouterr().out
+    assert main(["track", "sync", str(run.parent), "--uri", uri]) == 2
+    assert "expected a run folder" in capsys.readouterr().err
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise MlflowException("connection refused")
