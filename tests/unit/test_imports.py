@@ -33,7 +33,7 @@ ROOMS = (
         "process demo space paper summary grid tables report trials sweep "
         "plan results agenda attempt experiments",
     ),
-    ("commands.", "options shards models studies"),
+    ("commands.", "options shards models studies track"),
     ("", "cli __main__"),
 )
 ORDER = [room + name for room, names in ROOMS for name in names.split()]
@@ -54,7 +54,10 @@ HOMES = {
     "torch.distributed": {"dist"},
     "rich": {"progress"},
     "fsspec": {"data.folder"},
-    "typer": {"cli", "commands.options", "commands.shards", "commands.models", "commands.studies"},
+    "typer": {
+        "cli",
+        *(f"commands.{name}" for name in ["options", "shards", "models", "studies", "track"]),
+    },
     "matplotlib": {"figures"},
 }
 HEAVY = ("torch", "deepspeed", "ray", "mlflow", "transformers", "timm", "matplotlib", "webdataset")
