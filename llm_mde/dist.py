@@ -131,6 +131,11 @@ def limit_waiting(groups: Iterable[Any], *, timeout_s: float) -> None:
         set_timeout(timedelta(seconds=timeout_s), group)
 
 
+def gpu_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU; None for a CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def _take_gpu() -> None:
     """One GPU for this rank; a launcher that shows each rank only its own GPU calls it 0."""
     local_rank, visible = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

@@ -29,6 +29,10 @@ def train(
         str | None,
         typer.Option(help="Save and exit with 75 after this time, as 3h50m.", metavar="TIME"),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, say what it takes, write nothing."),
+    ] = False,
 ) -> int:
     """Train under DeepSpeed, by python, torchrun, deepspeed or srun.
 
@@ -53,7 +57,9 @@ def train(
     from llm_mde.inference.adapter import save
     from llm_mde.training.train import train as run_training
 
-    return run_training(settings, ds_config, resume=resume, export=save, deadline=deadline)
+    return run_training(
+        settings, ds_config, resume=resume, export=save, deadline=deadline, dry_run=dry_run
+    )
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from llm_mde import dist
 from llm_mde.config import Config
 from llm_mde.data.index import Index, open_index
 from llm_mde.data.pixels import Shape
-from llm_mde.data.plan import Plan
+from llm_mde.data.plan import Part, Plan
+from llm_mde.data.stream import training_batches
 from llm_mde.errors import ConfigError
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.recipes import flat
@@ -20,6 +22,7 @@ from llm_mde.training.ds import read_ds
 from llm_mde.training.engine import Engine, micro_batch, resolve_ds, start
 from llm_mde.training.folder import alone, check_same, claim, identities, settings_of
 from llm_mde.training.loop import fit
+from llm_mde.training.preflight import Need, check
 from llm_mde.training.run import Export, Run, Standing
 from llm_mde.training.stopping import DONE, Asked, stop_requests
 
@@ -33,6 +36,7 @@ def train(
     resume: str,
     export: Export,
     deadline: float | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Train, evaluate, track and save one run; the exit code.
 
@@ -42,6 +46,7 @@ def train(
         resume: `auto` (the run's newest good checkpoint, if any), `never`, or a checkpoint.
         export: writes the adapter folder at every new best.
         deadline: by `time.monotonic`: save at the next optimizer step and ask to be requeued.
+        dry_run: stop before the first step; nothing is written.
 
     Raises:
         ConfigError: settings that contradict each other, DeepSpeed's JSON or the run to go on
@@ -54,6 +59,13 @@ def train(
         if ranks.rank:
             logging.getLogger("llm_mde").setLevel(logging.WARNING)
         ds = read_ds(ds_config)
+        if dry_run:
+            made = draft(config, ds, ranks=ranks, resume=resume)
+            _say_plan(made, ranks)
+            if made.found:
+                logger.info("goes on from %s, step %d", made.found, made.standing.step)
+            logger.info("%s; nothing was written", preflight(made, ranks).line())
+            return DONE
         with stop_requests(deadline) as asked, alone(config):
             run, standing = prepare(config, ds, ranks=ranks, resume=resume, export=export)
             return follow(run, standing, asked=asked)
@@ -81,10 +93,32 @@ def follow(run: Run, standing: Standing, *, asked: Asked) -> int:
         run.tracker.close(status)
 
 
-def prepare(
-    config: Config, ds: dict[str, Any], *, ranks: dist.Ranks, resume: str, export: Export
-) -> tuple[Run, Standing]:
-    """Everything the loop uses, and where it begins; collective, inside a process group.
+@dataclass(frozen=True)
+class Draft:
+    """A run as far as it can be made without writing anything, and without DeepSpeed."""
+
+    config: Config
+    ds: dict[str, Any]
+    """DeepSpeed's JSON, resolved."""
+    found: Path | None
+    """The checkpoint to go on from."""
+    standing: Standing
+    train_index: Index
+    val_index: Index
+    plan: Plan
+    model: DepthModel
+    steps: int
+    settings: dict[str, Any]
+
+    @property
+    def shape(self) -> Shape:
+        """What the network wants to see."""
+        model = self.config.model
+        return Shape(model.image_size, self.model.vit.interpolation, model.max_depth)
+
+
+def draft(config: Config, ds: dict[str, Any], *, ranks: dist.Ranks, resume: str) -> Draft:
+    """Reads and checks everything that a run needs; collective, inside a process group.
 
     Arguments and errors as in `train`; `ds` is DeepSpeed's JSON as written.
     """
@@ -114,27 +148,62 @@ def prepare(
     if found:
         check_same(found, before["settings"], settings)
         state.read_weights(model, found)
-    claim(config, ds, resume=resume)
-    engine = start(model, config, ds=ds)
+    return Draft(config, ds, found, standing, train_index, val_index, plan, model, steps, settings)
+
+
+def preflight(made: Draft, ranks: dist.Ranks) -> Need:
+    """Rank 0 reads a batch and takes it through the model, forward and back; collective.
+
+    Raises:
+        ConfigError: as `check`.
+        DataError: the first samples cannot be read.
+    """
+    config = made.config
+
+    def one() -> Need:
+        batches = training_batches(
+            made.train_index, made.plan, made.shape, part=Part(), augmentation=config.data.augment
+        )
+        batch = next(iter(batches))
+        memory = dist.gpu_memory(ranks.device)
+        return check(made.model, batch, config, ds=made.ds, ranks=ranks.world, memory=memory)
+
+    return dist.on_rank_0(one)
+
+
+def prepare(
+    config: Config, ds: dict[str, Any], *, ranks: dist.Ranks, resume: str, export: Export
+) -> tuple[Run, Standing]:
+    """Everything the loop uses, and where it begins; collective, inside a process group.
+
+    Arguments and errors as in `draft` and `preflight`.
+    """
+    made = draft(config, ds, ranks=ranks, resume=resume)
+    found, standing = made.found, made.standing
+    if not found:
+        logger.info("%s", preflight(made, ranks).line())
+    claim(config, made.ds, resume=resume)
+    engine = start(made.model, config, ds=made.ds)
     state.make_moments(engine)
     if found:
         state.restore(engine, found)
-        logger.info("resuming from %s, step %d of %d", found, standing.step, steps)
+        logger.info("resuming from %s, step %d of %d", found, standing.step, made.steps)
     run = Run(
         config=config,
         ranks=ranks,
         engine=engine,
-        plan=plan,
-        train_index=train_index,
-        val_index=val_index,
-        shape=Shape(config.model.image_size, model.vit.interpolation, config.model.max_depth),
-        baselines=dist.on_rank_0(lambda: _baselines(train_index, config)),
-        tracker=_tracker(config, ds, standing.step if found else None),
+        plan=made.plan,
+        train_index=made.train_index,
+        val_index=made.val_index,
+        shape=made.shape,
+        baselines=dist.on_rank_0(lambda: _baselines(made.train_index, config)),
+        tracker=_tracker(config, made.ds, standing.step if found else None),
         export=export,
-        steps=steps,
-        settings=settings,
+        steps=made.steps,
+        settings=made.settings,
     )
     _announce(run, standing)
+    _say_plan(made, ranks)
     return run, standing
 
 
@@ -150,7 +219,7 @@ def _baselines(train_index: Index, config: Config) -> Baselines:
 
 
 def _announce(run: Run, standing: Standing) -> None:
-    engine, plan, ranks = run.engine, run.plan, run.ranks
+    engine, ranks = run.engine, run.ranks
     trainable, total = _sizes(engine)
     if not standing.step:
         run.tracker.log({"model/trainable": trainable, "model/parameters": total}, 0)
@@ -159,11 +228,15 @@ def _announce(run: Run, standing: Standing) -> None:
         f"{trainable:,}", f"{total:,}", engine.zero_optimization_stage(),
         "bf16" if engine.bfloat16_enabled() else "fp32", ranks.world, ranks.device.type,
     )  # fmt: skip
+
+
+def _say_plan(made: Draft, ranks: dist.Ranks) -> None:
+    plan = made.plan
     logger.info(
         "%d training samples | batch %d = micro_batch %d x accumulation %d x %d ranks | "
         "%d steps an epoch, %d steps in all, %d samples left out each epoch",
         plan.samples, plan.batch, plan.micro_batch, plan.batch // plan.micro_batch // ranks.world,
-        ranks.world, plan.batches, run.steps, plan.samples - plan.batches * plan.batch,
+        ranks.world, plan.batches, made.steps, plan.samples - plan.batches * plan.batch,
     )  # fmt: skip
 
 

@@ -24,8 +24,8 @@ ROOMS = (
     ("tracking.", "tracker mlflow sync compare"),
     (
         "training.",
-        "stopping ds statistics engine state checkpoint meter run validate loop folder train "
-        "preflight",
+        "stopping ds statistics engine state checkpoint meter run validate loop folder preflight "
+        "train",
     ),
     ("inference.", "card adapter image predict score pretrained export"),
     (

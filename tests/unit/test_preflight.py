@@ -1,0 +1,123 @@
+"""What is checked before the first step."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from llm_mde.cli import main
+from llm_mde.errors import ConfigError
+from llm_mde.model.depth_model import DepthModel
+from llm_mde.recipes import dump
+from llm_mde.training import preflight
+from llm_mde.training.preflight import GB, check, need
+from tests.support.training import LORA, make_shards, tiny_config
+
+DS = {
+    "train_micro_batch_size_per_gpu": 2,
+    "zero_optimization": {"stage": 2},
+    "bf16": {"enabled": False},
+}
+
+
+def batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (2, 3, 32, 48), generator=generator, dtype=torch.uint8)
+    depth = 1 + torch.rand(2, 1, 32, 48, generator=generator)
+    return {"image": image, "depth": depth, "valid": depth > 0}
+
+
+def made(tmp_path: Any, **changes: Any) -> tuple[DepthModel, Any]:
+    config = tiny_config(tmp_path / "shards", tmp_path, "run", **changes)
+    return DepthModel(config.model, seed=0).train(), config
+
+
+def checked(model: DepthModel, config: Any, *, memory: int | None = None) -> preflight.Need:
+    return check(model, batch(), config, ds=DS, ranks=2, memory=memory)
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimizer"),
+    [  # 2 bytes a weight; 4 a trainable one for gradients, 12 for its master and moments
+        (0, 400, 160, 480),
+        (1, 400, 160, 120),
+        (2, 400, 40, 120),
+        (3, 100, 40, 120),
+    ],
+)
+def test_what_zero_shares_out_over_four_ranks(
+    stage: int, weights: int, gradients: int, optimizer: int
+) -> None:
+    sizes = {True: 40, False: 160}
+    found = need(sizes, saved_per_image=1000, micro_batch=3, stage=stage, bf16=True, ranks=4)
+    assert (found.weights, found.gradients, found.optimizer) == (weights, gradients, optimizer)
+    assert found.activations == 1500  # half of fp32
+    assert found.memory == weights + gradients + optimizer + 1500
+    assert found.checkpoint == 480
+
+
+def test_in_fp32_weights_are_their_own_masters() -> None:
+    sizes = {True: 10, False: 5}
+    found = need(sizes, saved_per_image=7, micro_batch=2, stage=0, bf16=False, ranks=8)
+    assert (found.weights, found.optimizer, found.activations) == (60, 80, 14)
+
+
+def test_the_model_stays_as_it_was(tmp_path: Any) -> None:
+    model, config = made(tmp_path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    checked(model, config)
+    assert model.training and all(weight.grad is None for weight in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_a_weight_that_does_not_learn_is_named(tmp_path: Any) -> None:
+    model, config = made(tmp_path)
+    model.head.register_parameter("idle", nn.Parameter(torch.zeros(3)))
+    with pytest.raises(ConfigError, match="1 trainable weights get no gradient: head.idle; freeze"):
+        checked(model, config)
+
+
+def test_what_is_frozen_keeps_less_for_the_backward_pass(tmp_path: Any) -> None:
+    def activations(**changes: Any) -> int:
+        return checked(*made(tmp_path, **changes)).activations
+
+    frozen = LORA | {"model__vit": {"name": "random:tiny:0", "tune": "frozen"}}
+    assert 0 < activations(**frozen) < activations(**LORA)
+
+
+def test_a_gpu_that_cannot_hold_it_is_an_error(tmp_path: Any) -> None:
+    model, config = made(tmp_path)
+    assert checked(model, config, memory=GB).memory < GB
+    with pytest.raises(ConfigError, match=r"holds at least .* but the GPU has 0.00 GB; lower"):
+        checked(model, config, memory=1000)
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_an_error(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = made(tmp_path, train__keep=3)
+    wanted = 5 * 12 * sum(weight.numel() for weight in model.parameters())  # all of them train
+
+    def free(size: int) -> None:
+        usage = SimpleNamespace(free=size)
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: usage)
+
+    free(wanted)
+    checked(model, config)
+    free(wanted - 1)
+    with pytest.raises(ConfigError, match="are free, expected 0.1 GB for 5 checkpoints; make room"):
+        checked(model, config)
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path: Any, capsys: Any) -> None:
+    config = tiny_config(make_shards(tmp_path / "shards"), tmp_path / "runs", "run")
+    (tmp_path / "run.yaml").write_text(dump(config))
+    assert main(["train", "--config", str(tmp_path / "run.yaml"), "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "37 training samples | batch 4 = micro_batch 2 x accumulation 2 x 1 ranks" in said
+    assert "a rank holds at least" in said and "nothing was written" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml", "shards"]
