@@ -5,6 +5,7 @@ left a JSON and is not run again; one that was interrupted goes on.
 """
 
 import logging
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -193,5 +194,21 @@ def told(*, base: Path | None, tiny: bool, sets: Sequence[str], ds_config: Path)
         "settings": " ".join(sets) or "none beside the recipe's",
         "ds_config": str(ds_config),
         "device": device,
-        "version": __version__,
+        "version": _version(),
     }
+
+
+def _version() -> str:
+    """The version, and the commit where this package lies in a clone."""
+    # --always alone would find the commit of whatever clone an environment lies in.
+    package = Path(__file__).parents[1]
+    git = ["git", "-C", str(package)]
+    try:
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", "cli.py"], capture_output=True, check=True
+        )
+        words = [*git, "describe", "--always", "--dirty", "--exclude=*"]
+        said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
+    return f"{__version__}, commit {said}"

@@ -61,7 +61,7 @@ def write(
 ) -> list[Path]:
     """Write `table.md`, `table.csv` and `table.tex`, each whole or not at all.
 
-    about: what ran (command, base, shards, seeds, device, commit ...), told in the Markdown.
+    about: what ran (base, settings, shards, seeds, device, version ...), told in the Markdown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = {

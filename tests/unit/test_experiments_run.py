@@ -1,10 +1,12 @@
 """Running experiments with trials that end as told, without training: what fails, what is kept."""
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from llm_mde import __version__
 from llm_mde.errors import ConfigError
 from llm_mde.recipes import shipped
 from llm_mde.studies import experiments
@@ -213,5 +215,9 @@ def test_a_report_says_what_the_trials_started_from() -> None:
         return told(base=path, tiny=tiny, sets=[], ds_config=ZERO2)["base"]
 
     assert base(Path("nyu.yaml"), tiny=False) == "nyu.yaml"
+    version = told(base=None, tiny=True, sets=[], ds_config=ZERO2)["version"]
+    git = ["git", "describe", "--always", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    assert version.removesuffix("-dirty") == f"{__version__}, commit {commit}"
     assert base(Path("nyu.yaml"), tiny=True) == "nyu.yaml, as a tiny model"
     assert base(None, tiny=False) == "the recipe's, as a tiny model"
