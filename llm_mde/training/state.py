@@ -33,10 +33,14 @@ def write(engine: Engine, folder: Path) -> None:
     """
     about = {STEPS: str(_adam_steps(engine))}
     for kind in (WEIGHTS, *MOMENTS):
-        found = {name: _whole(engine, weight, kind) for name, weight in _trainable(engine.module)}
+        kept = {}
+        for name, weight in _trainable(engine.module):
+            value = _whole(engine, weight, kind)  # one at a time, and on rank 0's CPU alone
+            if dist.rank() == 0:
+                kept[name] = value.cpu().contiguous()
         if kind == WEIGHTS:
-            found |= running_statistics(engine.module)
-        kept = {name: value.cpu().contiguous() for name, value in found.items()}
+            statistics = running_statistics(engine.module)
+            kept |= {name: value.cpu() for name, value in statistics.items()}
         dist.on_rank_0(partial(save_file, kept, folder / f"{kind}{SUFFIX}", about))
 
 

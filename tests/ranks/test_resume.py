@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from llm_mde import dist
 from llm_mde.errors import CheckpointError, ConfigError
 from llm_mde.recipes import dump
 from llm_mde.training import checkpoint
+from llm_mde.training.ds import read_ds
 from llm_mde.training.stopping import DONE, REQUEUE
 from tests.support.ranks import run_ranks
 from tests.support.training import LORA, begin, ds_json, make_shards, tiny_config, watched_run
@@ -58,6 +60,7 @@ def run_cases(rank, folder):
         seen |= poisoned_runs(folder, stage)
         if stage == 2:  # before 3, which changes torch's linear layer for the rest of a process
             seen["other saves"] = [run(folder, "other saves", 2, {"train__save_steps": 3})]
+            seen |= offloaded_runs(folder)
             seen |= damaged_runs(folder)
     seen["again"] = [run(folder, "whole1", 1)]
     refuse_foreign(folder)
@@ -69,6 +72,17 @@ def run_cases(rank, folder):
 def run(folder, name, stage, changes=None, ds=None, **how):
     config = tiny_config(folder / "shards", folder, name, **CHANGES | (changes or {}))
     return watched_run(config, ds_json(stage, **ds or {}), **how)
+
+
+def offloaded_runs(folder):
+    ds = read_ds(Path("launch/ds/zero2_offload.json"))
+
+    def run_it(name, stop_at=None):
+        config = tiny_config(folder / "shards", folder, name, **CHANGES)
+        return watched_run(config, ds, stop_at=stop_at)
+
+    parts = [run_it("offload parts", stop_at=stop) for stop in (3, None)]
+    return {"offload": [run_it("offload")], "offload, parts": parts}
 
 
 def poisoned_runs(folder, stage):
@@ -198,6 +212,13 @@ def test_so_is_one_without_accumulation_or_in_bf16(ran, name, stage):
         [whole], parts = ran[rank][f"{name}, whole {stage}"], ran[rank][f"{name}, parts {stage}"]
         assert [part.start for part in parts] == [0, 3]
         assert_the_same(whole, parts)
+
+
+def test_an_optimizer_on_the_cpu_moves_nothing(ran):
+    for rank in (0, 1):
+        [whole], parts = ran[rank]["offload"], ran[rank]["offload, parts"]
+        assert_the_same(whole, parts)
+        assert whole.train() == pytest.approx(ran[rank]["whole 2"][0].train(), rel=1e-6)
 
 
 def test_saves_move_nothing(ran):
