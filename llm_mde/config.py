@@ -84,6 +84,8 @@ class LlmConfig(Frozen):
     """What trains: all weights, adapters on queries, keys and values, or nothing."""
     lora: LoraConfig = LoraConfig(r=32, alpha=64)
     """Adapters, used when `tune` is `lora`; alpha is not in the paper: 2 r, as in its ViT rows."""
+    layers: int | None = Field(None, ge=1)
+    """Only so many of its first layers; None: all, as in the paper."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout of the language model's own layers (those it has: hidden states, attention)."""
 

@@ -82,7 +82,7 @@ class Language(nn.Module):
         super().__init__()
         random = parse_random(config.name, key=KEY)
         if random:
-            self.model, tokenizer = _random(*random, dropout=config.dropout)
+            self.model, tokenizer = _random(*random, config=config)
             revision = None
         else:
             folder, revision = backbone_folder(
@@ -92,7 +92,7 @@ class Language(nn.Module):
                 key=KEY,
                 files=(*FILES, *TOKENIZER_FILES, *OTHER_FILES),
             )
-            self.model, tokenizer = _load(folder, dropout=config.dropout)
+            self.model, tokenizer = _load(folder, config)
         self.vocabulary = Vocabulary(tokenizer)
         self.identity = Identity(config.name, revision, weights_hash(self.model))
         self.embed_dim: int = self.model.config.hidden_size
@@ -140,14 +140,15 @@ class Language(nn.Module):
         self.vocabulary.tokenizer.save_pretrained(folder)
 
 
-def _random(size: str, seed: int, *, dropout: float) -> tuple[Any, Any]:
+def _random(size: str, seed: int, *, config: LlmConfig) -> tuple[Any, Any]:
     words = shipped_words()
-    config = BertConfig(**{"vocab_size": len(words), **ARCHITECTURES[size]})
-    _set_dropout(config, dropout)
-    config._attn_implementation = "sdpa"
+    bert = BertConfig(**{"vocab_size": len(words), **ARCHITECTURES[size]})
+    _set_dropout(bert, config.dropout)
+    _cut(bert, config.layers, name=config.name)
+    bert._attn_implementation = "sdpa"
     with seeded_rng(seed):
-        model = BertModel(config, add_pooling_layer=False)
-    named = words + [_made_up(i) for i in range(len(words), config.vocab_size)]
+        model = BertModel(bert, add_pooling_layer=False)
+    named = words + [_made_up(i) for i in range(len(words), bert.vocab_size)]
     return model, BertTokenizer(vocab={word: i for i, word in enumerate(named)})
 
 
@@ -155,14 +156,15 @@ def _made_up(number: int) -> str:
     return "x" + str(number).translate(str.maketrans("0123456789", "abcdefghij"))
 
 
-def _load(folder: Path, *, dropout: float) -> tuple[Any, Any]:
+def _load(folder: Path, asked: LlmConfig) -> tuple[Any, Any]:
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise CheckpointError(f"{KEY}: no tokenizer ({' or '.join(TOKENIZER_FILES)}) in {folder}")
     try:
         # Else a folder with Python code stops every rank at a question on the terminal.
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         family = _family(config, folder=folder)
-        _set_dropout(config, dropout)
+        _set_dropout(config, asked.dropout)
+        _cut(config, asked.layers, name=asked.name)
         poolable = "add_pooling_layer" in inspect.signature(family.__init__).parameters
         with _quiet():
             model, report = family.from_pretrained(
@@ -220,6 +222,20 @@ def _check_words(model: Any, *, folder: Path) -> None:
             f"{KEY}: expected word embeddings as wide as the hidden states ({width}) in {folder}, "
             f"got {got}"
         )
+
+
+def _cut(config: Any, layers: int | None, *, name: str) -> None:
+    """Keep the first layers, and whatever norm follows the last one."""
+    if layers is None:
+        return
+    if layers > config.num_hidden_layers:
+        raise ConfigError(
+            f"model.llm.layers: expected at most {config.num_hidden_layers}, the layers of {name}, "
+            f"got {layers}"
+        )
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):  # Qwen's: which layers see how far
+        config.layer_types = config.layer_types[:layers]
 
 
 def _set_dropout(config: Any, dropout: float) -> None:

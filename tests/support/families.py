@@ -84,8 +84,8 @@ def write_family(folder: Path, family: str) -> Path:
     return folder
 
 
-def load(folder: Path, *, dropout: float = 0.1) -> Language:
-    return Language(LlmConfig(name=str(folder), dropout=dropout)).eval()
+def load(folder: Path, *, dropout: float = 0.1, layers: int | None = None) -> Language:
+    return Language(LlmConfig(name=str(folder), dropout=dropout, layers=layers)).eval()
 
 
 def depth_model(folder: Path, *, how: str = "frozen", prompt: str = "apg") -> DepthModel:

@@ -52,6 +52,36 @@ def test_every_prompt_has_the_ids_of_the_real_tokenizer(
     assert fixed[0].tolist() == tokenizer(family).encode(FIXED)
 
 
+def test_the_first_layers_alone_are_those_of_the_whole_model(
+    family: str, folders: dict[str, Path]
+) -> None:
+    whole, first = load(folders[family]), load(folders[family], layers=1)
+    kept, all_ = first.model.state_dict(), whole.model.state_dict()
+    assert kept.keys() < all_.keys()
+    assert all(torch.equal(value, all_[name]) for name, value in kept.items())
+    assert {name.split(".")[2] for name in kept if ".layer." in name} <= {"0"}
+    assert first.identity.sha256 != whole.identity.sha256
+    # What the second layer of the whole model reads, and the last norm where there is one.
+    embeds = torch.randn(2, 7, whole.embed_dim, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(7)[None]
+    seen: list[torch.Tensor] = []
+    layers = max((m for m in whole.model.modules() if isinstance(m, nn.ModuleList)), key=len)
+    layers[1].register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]),
+        with_kwargs=True,
+    )
+    with torch.no_grad():
+        whole(embeds, mask=None, positions=positions)
+        norm = getattr(whole.model, "ln_f", None) or getattr(whole.model, "norm", nn.Identity())
+        got = first(embeds, mask=None, positions=positions)
+        assert_close(got, norm(seen[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_more_layers_than_there_are_is_an_error(folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match="model.llm.layers: expected at most 2, the layers of"):
+        load(folders["bert"], layers=3)
+
+
 def test_whole_words_go_by_the_tokenizers_own_marks(family: str, folders: dict[str, Path]) -> None:
     words = tokenizer(family)
     found = words.convert_ids_to_tokens(load(folders[family]).vocabulary.words())
