@@ -31,6 +31,7 @@ ARMS = {
     "vit_head": "ViT + head, no language",
     "no_llm": "Eq. 1 and prototypes, no BERT",
     "random_bert": "ours, BERT drawn anew",
+    "half": "ours, the first half of BERT's layers",
     "ours": "ours, pretrained BERT",
     "authors": "authors' formulation",
     "authors_metres": "the same, 10 m range, our loss",
@@ -85,6 +86,9 @@ def bert_folder() -> str:
 def build(arm: str, seed: int, llm: str) -> nn.Module:
     """An arm's network, which maps uint8 RGB to log depth; `llm` is the name of the BERT."""
     base = DepthModel(_config(seed, llm), seed=seed)
+    if arm == "half":
+        layers = base.language.model.config.num_hidden_layers // 2
+        return DepthModel(_config(seed, llm, layers=layers), seed=seed)
     if arm in ("vit_head", "no_llm"):
         return WithoutLlm(base, reprogram=arm == "no_llm", seed=HEAD + seed)
     if arm.startswith("authors"):
@@ -122,13 +126,14 @@ def redraw(bert: nn.Module, *, seed: int) -> None:
                     layer.bias.zero_()
 
 
-def _config(seed: int, llm: str) -> ModelConfig:
+def _config(seed: int, llm: str, *, layers: int | None = None) -> ModelConfig:
     # No dropout: some hundred steps overfit nothing, and with it a BERT learns more slowly.
     tree: dict[str, Any] = {
         "image_size": SIZE,
         "vit": {"name": f"random:tiny:{seed}", "tune": "full"},
         "llm": {
             "name": llm,
+            "layers": layers,
             "dropout": 0,
             "tune": "lora",
             "lora": {"r": 16, "alpha": 32, "dropout": 0},

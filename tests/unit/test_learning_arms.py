@@ -70,7 +70,7 @@ def test_each_arm_trains_these_parts() -> None:
     everything = shared | {"prototypes", "reprogram", "language"}
     assert parts("vit_head") == shared
     assert parts("no_llm") == everything - {"language"}
-    for arm in ("ours", "random_bert", "authors", "authors_metres"):
+    for arm in ("ours", "half", "random_bert", "authors", "authors_metres"):
         assert parts(arm) == everything
         names = trainable(build(arm, 0, LLM))
         assert all(".lora_" in name for name in names if name.startswith("language."))
@@ -115,6 +115,19 @@ def test_random_bert_is_the_same_network_with_other_weights() -> None:
     assert other.reprogram.scale == 2**-6  # the power of two nearest to the new words' rms
     weight = other.language.model.encoder.layer[0].intermediate.dense.weight
     assert weight.std().item() == pytest.approx(arms.BERT_STD, rel=0.05)
+
+
+def test_half_starts_as_ours_does_and_has_half_the_layers() -> None:
+    ours, half = (build(arm, 0, LLM).state_dict() for arm in ("ours", "half"))
+    assert {name for name in ours if name not in half} == {
+        name
+        for name in ours
+        if ".encoder.layer.1." in name  # of two
+    }
+    # A random BERT of fewer layers has other weights; a pretrained one has not.
+    bert = ("language.", "prototypes.embedding")
+    shared = {name for name in half if not name.startswith(bert)}
+    assert all(torch.equal(half[name], ours[name]) for name in shared)
 
 
 def test_redrawing_resets_norms_and_biases() -> None:
