@@ -1,4 +1,6 @@
+import tracemalloc
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -176,16 +178,71 @@ def test_generator_words_never_share_numbers():
     assert generator(5, 0, 1).integers(2**63) == firsts[0]
 
 
-def test_thousand_ranks_over_a_hundred_thousand_shards():
+# 1,024 ranks of 8 workers over 100,000 uneven shards and 100 million samples
+RANKS, WORKERS, MICRO = 1024, 8, 32
+
+
+@pytest.fixture(scope="module")
+def huge():
     counts = tuple(generator(0, 9).integers(500, 1501, 100_000).tolist())
-    made = plan(counts, batch=32 * 1024, micro_batch=32, window=2048)
-    made.check_ranks(1024)
-    assert made.batches == sum(counts) // (32 * 1024)
-    order = made.epoch(0)
-    shards_read = {}
+    assert 99_000_000 < sum(counts) < 101_000_000
+    return plan(counts, batch=MICRO * RANKS, micro_batch=MICRO, window=2048)
+
+
+def lines_of(order, samples):
+    """Places of samples in the epoch's line of shards."""
+    places = np.empty(len(order.shards), dtype=np.int64)
+    places[order.shards] = np.arange(len(order.shards))
+    shards, at = np.array(samples).T
+    return order.starts[places[shards]] + at
+
+
+def test_a_thousand_ranks_make_equal_steps_and_share_no_sample(huge):
+    huge.check_ranks(RANKS)
+    assert huge.batches == sum(huge.counts) // huge.batch
+    order = huge.epoch(0)
+    read = {}
     for rank in (0, 511, 1023):
-        parts = order.micro_batches(Part(rank, 1024), start=made.batches - 3)
-        samples = [order.sample(at) for part in parts for at in part]
-        assert len(set(samples)) == 3 * 32
-        shards_read[rank] = {shard for shard, _ in samples}
-    assert len(set.union(*shards_read.values())) == sum(map(len, shards_read.values()))
+        parts = list(order.micro_batches(Part(rank, RANKS), start=huge.batches - 3))
+        assert len(parts) == 3
+        read[rank] = lines_of(order, [order.sample(at) for part in parts for at in part])
+        # A rank stays in its own 32 of the canonical streams, each a stretch of the line.
+        streams = (read[rank] - order.first) // huge.batches
+        assert set(streams.tolist()) == set(range(MICRO * rank, MICRO * (rank + 1)))
+    together = np.concatenate(list(read.values()))
+    assert len(np.unique(together)) == 3 * 3 * MICRO
+
+
+def test_an_epoch_of_a_hundred_million_takes_each_sample_once_at_most(huge):
+    order = huge.epoch(1)
+    # All of a stream: its windows are permuted, so that all of them is all of it.
+    for stream in (0, 17_000, huge.batch - 1):
+        samples = [order.sample(at * huge.batch + stream) for at in range(huge.batches)]
+        lines = np.sort(lines_of(order, samples)) - order.first
+        first = stream * huge.batches
+        assert np.array_equal(lines, np.arange(first, first + huge.batches))
+    assert order.first + huge.batch * huge.batches <= sum(huge.counts)
+    # A whole step, one sample of each stream.
+    step = [order.sample(7 * huge.batch + at) for at in range(huge.batch)]
+    assert len(set(step)) == huge.batch
+    assert all(0 <= at < huge.counts[shard] for shard, at in step)
+
+
+def test_a_rank_of_a_thousand_plans_in_little_memory(huge):
+    tracemalloc.start()
+    order = huge.epoch(3)
+    for positions in islice(order.micro_batches(Part(5, RANKS)), 4 * WORKERS):
+        for at in positions:
+            order.sample(at)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * 2**20
+
+
+def test_evaluation_on_a_thousand_ranks_reads_every_sample_once():
+    samples, counted = 1_000_003, Counter()
+    for rank in range(RANKS):
+        batches = list(every_sample_once(samples, MICRO, Part(rank, RANKS)))
+        assert len(batches) == -(-samples // (MICRO * RANKS))
+        counted.update(at for batch in batches for at, counts in batch if counts)
+    assert len(counted) == samples and set(counted.values()) == {1}
