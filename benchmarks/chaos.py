@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
@@ -231,7 +232,7 @@ def wreck(work: Path, *, kills: int, seed: int) -> tuple[list[Attempt], int, lis
     attempts: list[Attempt] = []
     ends, differences = 0, []
     shutil.rmtree(run)
-    while (killed := sum(bool(one.victim) for one in attempts)) < kills or run.exists():
+    while (killed := sum(bool(one.victim) for one in attempts)) < kills or attempts[-1].victim:
         last = killed >= kills
         attempt = run_once(work, None if last else chance, length_s=length_s)
         attempts.append(attempt)
@@ -281,7 +282,7 @@ def main() -> None:
     for title, counts in (("killed", victims), ("moment", moments)):
         print(f"| {title} | times |\n|---|---|")
         print("\n".join(f"| {name} | {count} |" for name, count in sorted(counts.items())), "\n")
-    print(f"steps made twice after a kill: mean {sum(lost) / len(lost):.1f}, most {max(lost)}")
+    print(f"steps made twice after a kill: mean {fmean(lost):.1f}, most {max(lost)}")
     print(f"launchers that were outlived for {ORPHANS_S:g} s or more: {orphaned}")
     print("ends that differ from the undisturbed run: " + (", ".join(differences) or "none"))
     if args.json:

@@ -1,5 +1,6 @@
 """Ranks: the only module that sees torch.distributed."""
 
+import logging
 import os
 import socket
 import threading
@@ -17,6 +18,8 @@ from llm_mde.launcher import cores, launcher_variables
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -31,6 +34,8 @@ class Ranks:
 
 
 PULSE_S = 2.0
+NEARLY = 0.8  # of the time-out
+NO_STORE = "rank 0, which keeps the list of ranks, does not answer"
 LATE = 2.5  # pulses, after which a rank without one shows no sign of life
 
 
@@ -38,12 +43,14 @@ class Pulse:
     """Signs of life of all ranks, kept where they met: who is it that the others wait for?
 
     A thread of each rank goes on while the rank waits in a collective, not where it is stopped or
-    dead; `turns` tells who has come how far.
+    dead; `turns` tells who has come how far. Where a rank has waited nearly as long as it may, the
+    thread says for whom: on GPUs NCCL ends the process without a word to Python.
     """
 
-    def __init__(self, store: dist.Store, *, rank: int, world: int) -> None:
+    def __init__(self, store: dist.Store, *, rank: int, world: int, timeout_s: float) -> None:
         """Begins to beat."""
         self.rank, self.world, self.turns, self._store = rank, world, 0, store
+        self._patience_s, self._told = NEARLY * timeout_s, False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, args=(store.clone(),), daemon=True)
         self._thread.start()
@@ -51,25 +58,46 @@ class Pulse:
     def end(self) -> None:
         """Stop beating."""
         self._over.set()
-        self._thread.join()
+        self._thread.join(2 * PULSE_S)  # not for ever, where rank 0 no longer answers
 
     def _beat(self, store: dist.Store) -> None:
         beats, host = 0, socket.gethostname()
+        turns, since = 0, time.monotonic()
         while not self._over.is_set():
             beats += 1
+            if turns != self.turns:
+                turns, since = self.turns, time.monotonic()
+            if turns and time.monotonic() - since > self._patience_s:
+                self.blame()
             try:
                 store.set(f"pulse/{self.rank}", f"{beats} {self.turns} {host}")
             except RuntimeError:  # rank 0 keeps the store, and is gone
                 return
             self._over.wait(PULSE_S)
 
+    def blame(self) -> None:
+        """Say, once, which ranks this one waits for, if there are any; takes some seconds."""
+        if self._told:
+            return
+        missing = self.missing()
+        if missing:
+            self._told = True
+            logger.error("rank %d waits in vain: %s", self.rank, "; ".join(missing))
+
     def missing(self) -> list[str]:
-        """Ranks that show no sign of life or are behind, in words; takes some seconds."""
+        """Ranks that show no sign of life or are behind, in words."""
+        found: list[list[str]] = []
+        reader = threading.Thread(target=lambda: found.append(self._missing()), daemon=True)
+        reader.start()
+        reader.join(2 * LATE * PULSE_S)  # a store whose host is stopped does not even time out
+        return found[0] if found else [NO_STORE]
+
+    def _missing(self) -> list[str]:
         before = self._read()
         time.sleep(LATE * PULSE_S)
         after = self._read()
         if before is None or after is None:
-            return ["rank 0, which keeps the list of ranks, does not answer"]
+            return [NO_STORE]
         most = max((turns for _, turns, _ in after.values()), default=0)
         found = []
         for rank in range(self.world):
@@ -117,7 +145,7 @@ def join(*, timeout_s: float = 1800.0) -> Ranks:
         world_size=world,
         timeout=timeout,
     )
-    pulse = Pulse(store, rank=rank, world=world) if world > 1 else None
+    pulse = Pulse(store, rank=rank, world=world, timeout_s=timeout_s) if world > 1 else None
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return Ranks(rank, world, local_rank, device, pulse)
@@ -201,22 +229,34 @@ def from_rank_0(value: Any) -> Any:
 
 
 def on_rank_0(action: Callable[[], T]) -> T:
-    """What `action` returns on rank 0, on every rank; an error that users can cause likewise.
+    """What `action` returns on rank 0, on every rank; its error is one on every rank, too.
 
-    So no rank waits for a rank 0 that has given up.
+    So no rank waits for a rank 0 that has given up. Errors that users can cause arrive as they are.
     """
     value, error = None, None
     if rank() == 0:
         try:
             value = action()
-        except (LlmMdeError, OSError) as caught:
+        except Exception as caught:  # whatever it is, it must not leave the others waiting
             error = caught
-    value, error = from_rank_0((value, error))
+    known = error is None or isinstance(error, LlmMdeError | OSError)
+    value, told = from_rank_0((value, error if known else RuntimeError(f"rank 0: {error!r}")))
     if error is not None:
-        if isinstance(error, LlmMdeError):
-            error.said_elsewhere = rank() != 0
         raise error
+    if told is not None:
+        if isinstance(told, LlmMdeError):
+            told.said_elsewhere = True
+        raise told
     return cast(T, value)  # without an error it is the action's
+
+
+def gather(values: list[T]) -> list[T]:
+    """The items of all ranks, on every rank."""
+    if world() == 1:
+        return values
+    parts: list[list[T]] = [[]] * world()
+    dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part]
 
 
 def all_agree(condition: bool) -> bool:

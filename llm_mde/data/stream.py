@@ -90,22 +90,22 @@ class Prepare:
             self.cache[entry.key] = pair
         return pair
 
-    def _resized_or_blank(self, entry: Entry, lost: list[str]) -> Frame:
+    def _resized_or_blank(self, entry: Entry, lost: dict[str, str]) -> Frame:
         try:
             return self._resized(entry)
         except DataError as error:
             if not self.blanks:
                 raise
-            lost.append(str(error))
+            lost[entry.key] = str(error)
             return blank(self.shape.size)
 
     def __call__(self, source: Iterable[tuple[int, list[int], list[Entry]]]) -> Iterator[Batch]:
         """Micro-batches: image uint8 (B, 3, h, w), depth (B, 1, h, w) metres, valid, key, epoch.
 
-        And lost: why samples of the batch are blank.
+        And lost: why samples of the batch are blank, by key.
         """
         for epoch, positions, entries in source:
-            lost: list[str] = []
+            lost: dict[str, str] = {}
             pairs = [self._resized_or_blank(entry, lost) for entry in entries]
             rgbs, depths_mm = zip(*pairs, strict=True)
             image, (depth, valid) = to_images(rgbs), to_depths(depths_mm, self.shape.max_depth)
@@ -127,7 +127,7 @@ class Evaluation:
     def __call__(self) -> Iterator[Batch]:
         """Batches: image uint8 (B, 3, h, w), depth (B, 1, H, W) metres, valid, weight (B,), key.
 
-        And lost: why samples of the batch are blank; they have weight 0.
+        And lost: why samples of the batch are blank, by key; they have weight 0.
         """
         worker, workers = _worker()
         entries = self.index.entries
@@ -139,10 +139,14 @@ class Evaluation:
         frames, lost = self._frames(entries)
         sizes = sorted({depth_mm.shape for _, depth_mm in frames.values()})
         if len(sizes) > 1:
-            raise DataError(
+            why = (
                 f"{self.index.folder}, split {self.index.split}: frames of several sizes {sizes} "
                 "in one evaluation batch; evaluate one at a time or pack each size apart"
             )
+            if not self.blanks:
+                raise DataError(why)
+            lost = dict.fromkeys(frames, why)
+            frames = dict.fromkeys(frames, blank(self.shape.size))
         size, interpolation = self.shape.size, self.shape.interpolation
         images = [resize_image(frames[entry][0], size, interpolation) for entry in entries]
         depth, valid = to_depths([frames[entry][1] for entry in entries], self.shape.max_depth)
@@ -154,7 +158,7 @@ class Evaluation:
                 [float(counts and e not in lost) for e, counts in zip(entries, real, strict=True)]
             ),
             "key": [entry.key for entry in entries],
-            "lost": list(lost.values()),
+            "lost": {entry.key: why for entry, why in lost.items()},
         }
 
     def _frames(self, entries: list[Entry]) -> tuple[dict[Entry, Frame], dict[Entry, str]]:
@@ -262,8 +266,8 @@ def evaluation_batches(
     return Batches(stage, workers=workers)
 
 
-def noting(batches: Iterable[Batch], lost: list[str]) -> Iterator[Batch]:
-    """The batches, while what they have lost goes to `lost`."""
+def noting(batches: Iterable[Batch], lost: dict[str, str]) -> Iterator[Batch]:
+    """The batches, while what they have lost goes to `lost`: why, by key."""
     for batch in batches:
-        lost += batch["lost"]
+        lost |= batch["lost"]
         yield batch

@@ -97,7 +97,7 @@ def _score(
     config, device = model.config, model.mean.device
     shape = Shape(config.image_size, model.vit.interpolation, config.max_depth)
     part = Part(dist.rank(), dist.world())
-    lost: list[str] = []
+    lost: dict[str, str] = {}
     result = evaluate(
         lambda image: model.predict(image.to(device)),
         noting(evaluation_batches(index, shape, batch=batch, part=part, blanks=True), lost),
@@ -107,5 +107,5 @@ def _score(
         max_depth=config.max_depth,
         gather=dist.gather_rows,
     )
-    dist.raise_together(DataError(lost[0]) if lost else None)
+    dist.raise_together(DataError(next(iter(lost.values()))) if lost else None)
     return None if part.rank else result

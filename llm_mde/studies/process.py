@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from llm_mde.launcher import free_port, visible_devices
-from llm_mde.training.folder import locked
+from llm_mde.locks import locked
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,11 @@
 A store that fails never stops training: what could not be sent waits and is sent again later.
 """
 
+import hashlib
 import json
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from llm_mde.tracking.tracker import Status, Tracker
 
 logger = logging.getLogger(__name__)
 
-RUN_ID_FILE = "mlflow_run_id"
+RUN_ID_FILE = "mlflow_run_id"  # and `mlflow_run_id-<hash of a store>` where a run is in others, too
 FIGURES = "figures"
 MAX_PARAMS = 100  # MLflow's limit of one log_batch
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
@@ -101,7 +102,7 @@ class MlflowTracker(Tracker):
             if new:
                 client.log_batch(run_id, metrics=new)
             if known:
-                known.add(batch, new=len(new))
+                known.add(batch)
 
         self._send(send)
 
@@ -155,8 +156,8 @@ class MlflowTracker(Tracker):
         with _alone(uri):
             client = MlflowClient(tracking_uri=uri)
             experiment = _experiment(client, self._config.experiment, uri)
-        file = self._run_dir / RUN_ID_FILE
-        known = file.read_text().strip() if self._resume and file.is_file() else None
+        file = self._id_file(uri)
+        known = file.read_text().split()[0] if self._resume and file.is_file() else None
         if known and _reopened(client, known):
             self._recorded = Recorded(known)
             return client, known
@@ -165,9 +166,18 @@ class MlflowTracker(Tracker):
         run = client.create_run(experiment, run_name=self._run_dir.name, tags=tags)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(file.name + ".tmp")
-        temporary.write_text(run.info.run_id + "\n")
+        temporary.write_text(f"{run.info.run_id}\n{uri}\n")
         temporary.replace(file)
         return client, run.info.run_id
+
+    def _id_file(self, uri: str) -> Path:
+        """Where the run's id in this store lies: the first store it was in has the plain name."""
+        first = self._run_dir / RUN_ID_FILE
+        words = first.read_text().split() if self._resume and first.is_file() else []
+        if len(words) < 2 or words[1] == uri:
+            return first
+        digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
+        return first.with_name(f"{RUN_ID_FILE}-{digest}")
 
 
 class Recorded:
@@ -176,7 +186,7 @@ class Recorded:
     def __init__(self, run_id: str) -> None:
         """Asks the store for a metric when it first comes up."""
         self._run_id = run_id
-        self._steps: dict[str, set[int]] = {}
+        self._steps: dict[str, Counter[int]] = {}
         self._figures: set[str] | None = None
         self.known = 0
         """Values that were there before they were sent."""
@@ -189,17 +199,18 @@ class Recorded:
         return name in self._figures
 
     def without(self, client: MlflowClient, metrics: list[Metric]) -> list[Metric]:
-        """Those of the metrics whose step the store does not have."""
+        """Those of the metrics that the store does not have at their step."""
         for name in {metric.key for metric in metrics} - self._steps.keys():
             history = client.get_metric_history(self._run_id, name)
-            self._steps[name] = {point.step for point in history}
-        return [metric for metric in metrics if metric.step not in self._steps[metric.key]]
+            self._steps[name] = Counter(point.step for point in history)
+        return [metric for metric in metrics if not self._steps[metric.key][metric.step]]
 
-    def add(self, metrics: list[Metric], *, new: int) -> None:
-        """Note metrics that the store has now, `new` of them since this call."""
+    def add(self, metrics: list[Metric]) -> None:
+        """Note that metrics are in the store now: each value there stands for one value sent."""
         for metric in metrics:
-            self._steps[metric.key].add(metric.step)
-        self.known += len(metrics) - new
+            if self._steps[metric.key][metric.step]:
+                self._steps[metric.key][metric.step] -= 1
+                self.known += 1
 
 
 def _quiet() -> None:

@@ -148,7 +148,8 @@ class GuardedAdamW(torch.optim.AdamW):
         """One step, if all gradients are finite."""
         weights = [weight for group in self.param_groups for weight in group["params"]]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
-        self.stepped = all(bool(gradient.isfinite().all()) for gradient in gradients)
+        finite = [gradient.isfinite().all() for gradient in gradients]
+        self.stepped = bool(torch.stack(finite).all()) if finite else True
         if self.stepped:
             super().step()
 

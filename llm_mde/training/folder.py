@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
-from llm_mde import dist
+from llm_mde import dist, locks
 from llm_mde.config import Config
 from llm_mde.data.index import Index
 from llm_mde.errors import ConfigError
@@ -38,6 +37,8 @@ FREE_TO_CHANGE = (
     "tracking.",
     # How the work is shared out: by another number of ranks, or another stage.
     "ds.gradient_accumulation_steps",
+    "ds.train_micro_batch_size_per_gpu",  # a run that goes on keeps its own
+    "ds.data_types.",
     "ds.zero_optimization.",
 )
 
@@ -97,39 +98,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def locked(path: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock that nobody else has, until the block or this process ends, however.
-
-    Raises:
-        ConfigError: somebody has it; `refusal` says what that means.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise ConfigError(refusal) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
 def alone(config: Config) -> Iterator[None]:
-    """Train a run while nobody else does: ranks outlive a launcher that is killed; collective.
+    """Train a run while nobody else does; collective.
 
     Raises:
         ConfigError: another program trains it.
     """
-    # Beside the folder, which --resume never sets aside.
-    lock = config.runs / f".{config.name}.lock"
-    refusal = (
-        f"{config.run_dir}: another program is training this run (perhaps ranks whose launcher was "
-        "killed); stop it, or choose another name with --set name=..."
-    )
     with ExitStack() as stack:
-        dist.on_rank_0(lambda: stack.enter_context(locked(lock, refusal)))
+        dist.on_rank_0(lambda: stack.enter_context(locks.training(config.run_dir)))
         yield
 
 

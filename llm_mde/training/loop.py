@@ -53,7 +53,6 @@ def fit(run: Run, standing: Standing, *, asked: Asked) -> int:
         stops, losses = dist.totals([int(stop is not None), len(lost)])
         stopping = stops > 0
         if losses:
-            standing.lost += losses
             _go_on_without(lost, run, standing)
         if not applied:
             _skip(run, standing, meter, stopping=stopping)
@@ -67,7 +66,9 @@ def fit(run: Run, standing: Standing, *, asked: Asked) -> int:
     raise AssertionError("the training stream is endless")
 
 
-def _global_batches(run: Run, standing: Standing, meter: Meter) -> Iterator[tuple[bool, list[str]]]:
+def _global_batches(
+    run: Run, standing: Standing, meter: Meter
+) -> Iterator[tuple[bool, dict[str, str]]]:
     """Train, global batch by global batch; endless.
 
     Of each: whether it moved the weights, and what is wrong with damaged samples of this rank.
@@ -88,7 +89,7 @@ def _global_batches(run: Run, standing: Standing, meter: Meter) -> Iterator[tupl
         start=start,
         blanks=True,
     )
-    lost: list[str] = []
+    lost: dict[str, str] = {}
     turn = standing.batches * (plan.batch // plan.micro_batch) + run.ranks.rank
     statistics = StepStatistics(engine.module)
     for batch in noting(batches, lost):
@@ -118,20 +119,23 @@ def _dropout_seed(seed: int, turn: int) -> int:
     return int(np.random.SeedSequence((seed, turn)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _go_on_without(lost: list[str], run: Run, standing: Standing) -> None:
-    """Name damaged samples of this rank; collective.
+def _go_on_without(lost: dict[str, str], run: Run, standing: Standing) -> None:
+    """Name damaged samples of this rank, the first time each is met; collective.
 
     Raises:
         DataError: there were more than the configuration allows.
     """
-    limit = run.config.data.max_lost
-    run.tracker.log({"train/lost_samples": float(standing.lost)}, standing.step)
-    if standing.lost <= limit:
-        for why in lost:
+    limit, known = run.config.data.max_lost, set(standing.lost)
+    standing.lost = sorted(known | set(dist.gather(list(lost))))
+    count = len(standing.lost)
+    run.tracker.log({"train/lost_samples": float(count)}, standing.step)
+    new = [why for key, why in lost.items() if key not in known]
+    if count <= limit:
+        for why in new:
             logger.warning("left out a sample: %s", why)
         return
-    more = f"; with it {standing.lost} are lost, data.max_lost allows {limit}" if limit else ""
-    dist.raise_together(DataError(lost[0] + more) if lost else None)
+    more = f"; with it {count} are lost, data.max_lost allows {limit}" if limit else ""
+    dist.raise_together(DataError(new[0] + more) if new else None)
 
 
 def _skip(run: Run, standing: Standing, meter: Meter, *, stopping: bool) -> None:
@@ -200,10 +204,11 @@ def save(run: Run, standing: Standing, *, best: bool) -> None:
 
 def _export(run: Run, scores: dict[str, float]) -> None:
     trained = trained_state(run.engine)
-    if run.ranks.rank == 0:
-        folder = run.config.run_dir / "adapter"
-        config = run.config
-        model = run.engine.module.config  # with the hub's commits that this run loaded
+    config, folder = run.config, run.config.run_dir / "adapter"
+    model = run.engine.module.config  # with the hub's commits that this run loaded
+
+    def write() -> None:
         run.export(model, trained, folder, seed=config.seed, scores=scores, data=config.data)
         run.tracker.artifacts(folder, "adapter")
-    dist.barrier()
+
+    dist.on_rank_0(write)

@@ -37,8 +37,8 @@ class Need:
 
     @property
     def memory(self) -> int:
-        """Of a rank."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        """Of a rank, at its peak: activations go as gradients come."""
+        return self.weights + self.optimizer + max(self.gradients, self.activations)
 
     def line(self) -> str:
         """For people."""
@@ -58,6 +58,7 @@ def need(
     stage: int,
     bf16: bool,
     ranks: int,
+    offload: bool = False,
 ) -> Need:
     """What a run needs under a ZeRO stage.
 
@@ -71,6 +72,7 @@ def need(
         stage: ZeRO's.
         bf16: weights and activations take half of fp32; masters come on top.
         ranks: of the run.
+        offload: whether the optimizer's state and gradients lie in the host's memory.
     """
 
     def share(of_stage: int) -> int:
@@ -80,8 +82,8 @@ def need(
     trainable = sizes[True]
     return Need(
         weights=sum(sizes.values()) * width // share(3),
-        gradients=trainable * FP32 // share(2),
-        optimizer=trainable * FP32 * (3 if bf16 else 2) // share(1),
+        gradients=0 if offload else trainable * FP32 // share(2),
+        optimizer=0 if offload else trainable * FP32 * (3 if bf16 else 2) // share(1),
         activations=saved_per_image * micro_batch * width // FP32,
         checkpoint=3 * trainable * FP32,
     )
@@ -113,13 +115,15 @@ def check(
     sizes = {True: 0, False: 0}
     for weight in model.parameters():
         sizes[weight.requires_grad] += weight.numel()
+    zero = ds["zero_optimization"]
     found = need(
         sizes,
         saved_per_image=saved,
         micro_batch=ds["train_micro_batch_size_per_gpu"],
-        stage=ds["zero_optimization"].get("stage", 0),
+        stage=zero.get("stage", 0),
         bf16=ds["bf16"]["enabled"],
         ranks=ranks,
+        offload="offload_optimizer" in zero,
     )
     if memory is not None and found.memory > memory:
         raise ConfigError(

@@ -43,8 +43,8 @@ class Standing:
     skips_in_row: int = 0
     """Of those, the last without an applied step between them."""
     micro_batch: int = 0
-    lost: int = 0
-    """Damaged samples met so far, on all ranks."""
+    lost: list[str] = field(default_factory=list)
+    """Keys of damaged samples met so far, on all ranks."""
     best_abs_rel: float = float("inf")
     best_loss: float = float("inf")
     stale: int = 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from deepspeed import utils
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -41,7 +41,14 @@ def write(engine: Engine, folder: Path) -> None:
         if kind == WEIGHTS:
             statistics = running_statistics(engine.module)
             kept |= {name: value.cpu() for name, value in statistics.items()}
-        dist.on_rank_0(partial(save_file, kept, folder / f"{kind}{SUFFIX}", about))
+        dist.on_rank_0(partial(_save, kept, folder / f"{kind}{SUFFIX}", about))
+
+
+def _save(tensors: dict[str, Tensor], path: Path, about: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, about)
+    except SafetensorError as error:  # its own kind, also for a full disk
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def read_weights(model: nn.Module, folder: Path) -> None:

@@ -48,4 +48,6 @@ def stop_requests(deadline: float | None = None) -> Iterator[Asked]:
         yield asked
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Who was asked is on its way out; its exit code is what counts, not a second SIGTERM.
+            on_its_way = codes and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if on_its_way else handler)

@@ -70,16 +70,11 @@ def train(
             run, standing = prepare(config, ds, ranks=ranks, resume=resume, export=export)
             return follow(run, standing, asked=asked)
     except RuntimeError:  # of torch, in a collective that others did not come to, perhaps
-        _blame(ranks)
+        if ranks.pulse:
+            ranks.pulse.blame()
         raise
     finally:
         dist.leave(ranks)
-
-
-def _blame(ranks: dist.Ranks) -> None:
-    missing = ranks.pulse.missing() if ranks.pulse else []
-    if missing:
-        logger.error("rank %d gave up waiting: %s", ranks.rank, "; ".join(missing))
 
 
 def follow(run: Run, standing: Standing, *, asked: Asked) -> int:
@@ -162,7 +157,12 @@ def preflight(made: Draft, ranks: dist.Ranks) -> Need:
 
     def one() -> Need:
         batches = training_batches(
-            made.train_index, made.plan, made.shape, part=Part(), augmentation=config.data.augment
+            made.train_index,
+            made.plan,
+            made.shape,
+            part=Part(),
+            augmentation=config.data.augment,
+            blanks=config.data.max_lost > 0,
         )
         batch = next(iter(batches))
         memory = dist.gpu_memory(ranks.device)

@@ -41,7 +41,7 @@ def validate(run: Run, step: int) -> dict[str, float]:
         workers=config.data.workers,
         blanks=True,
     )
-    lost: list[str] = []
+    lost: dict[str, str] = {}
     result = evaluate(
         predict,
         noting(batches, lost),
@@ -50,7 +50,7 @@ def validate(run: Run, step: int) -> dict[str, float]:
         max_depth=config.model.max_depth,
         gather=dist.gather_rows,
     )
-    dist.raise_together(DataError(lost[0]) if lost else None)
+    dist.raise_together(DataError(next(iter(lost.values()))) if lost else None)
     if not result.images:
         raise DataError(
             f"{run.val_index.folder}, split {run.val_index.split}: no pixel with a valid depth"

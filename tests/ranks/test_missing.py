@@ -43,4 +43,4 @@ def test_a_stopped_rank_is_named_by_the_one_that_waits(tmp_path):
             one.kill()
             one.wait()
             one.stderr.close()
-    assert re.search(r"rank 0 gave up waiting: rank 1 on \S+ shows no sign of life", said)
+    assert re.search(r"rank 0 waits in vain: rank 1 on \S+ shows no sign of life", said)

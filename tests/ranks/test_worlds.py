@@ -22,6 +22,7 @@ MOVES = {
     "ranks": [(2, 2, 3), (1, 2, 4), (4, 2, 6), (2, 2, None)],
     "stages": [(2, 1, 2), (2, 3, 5), (2, 0, None)],
 }
+BF16 = {"bf16": {"enabled": True}}
 
 
 def config(folder, name):
@@ -36,6 +37,17 @@ def undisturbed(rank, folder):
 def move(rank, folder, name, at, stage, stop):
     seen = watched_run(config(folder, name), ds_json(stage), stop_at=stop)
     torch.save(seen, folder / f"{name}-{at}-rank{rank}.pt")
+
+
+def move_in_bf16(rank, folder):
+    """From ZeRO 2 to none and back to 1, where DeepSpeed's JSON differs in more than the stage."""
+    seen = [
+        watched_run(config(folder, "bf16"), ds_json(stage, **BF16), stop_at=stop)
+        for stage, stop in ((2, 2), (0, 4), (1, None))
+    ]
+    torch.save(
+        [(part.start, part.code, part.keys) for part in seen], folder / f"bf16-rank{rank}.pt"
+    )
 
 
 def refuse(rank, folder):
@@ -101,6 +113,14 @@ def test_batch_norm_statistics_are_too(whole, moved):
     assert len(got) == len(undisturbed.statistics) == 8
     for mine, theirs in zip(got, undisturbed.statistics, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_stages_may_change_in_bf16_too(folder, whole):
+    run_ranks(move_in_bf16, 2, folder)
+    ranks = [torch.load(folder / f"bf16-rank{rank}.pt") for rank in (0, 1)]
+    assert [part[:2] for part in ranks[0]] == [(0, REQUEUE), (2, REQUEUE), (4, DONE)]
+    keys = [[key for part in parts for key in part[2]] for parts in ranks]
+    assert [each for turn in zip(*keys, strict=True) for each in turn] == whole[1]
 
 
 def test_ranks_that_do_not_divide_are_refused_with_those_that_do(folder, whole):

@@ -1,11 +1,13 @@
 import errno
 import json
 import logging
+import resource
 
 import pytest
+import torch
 
 from llm_mde.errors import CheckpointError
-from llm_mde.training import checkpoint
+from llm_mde.training import checkpoint, state
 from llm_mde.training.checkpoint import MANIFEST, choose, problem, read_state, save
 
 
@@ -120,6 +122,16 @@ def test_best_and_last_name_checkpoints(tmp_path):
     assert choose(tmp_path, str(tmp_path / "last")) == tmp_path / "step-000002"
     with pytest.raises(CheckpointError, match="nowhere: no manifest.json"):
         choose(tmp_path, str(tmp_path / "nowhere"))
+
+
+def test_a_disk_that_is_full_for_tensors_is_said_as_for_any_file(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="weights.safetensors: .*File too large"):
+            state._save({"a": torch.zeros(10_000)}, tmp_path / "weights.safetensors", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("moment", ["files", "manifest"])

@@ -152,7 +152,7 @@ def test_a_new_run_in_the_same_folder_is_a_new_mlflow_run(
     first = MlflowTracker(store, run_dir=tmp_path)
     second = MlflowTracker(store, run_dir=tmp_path)
     assert second.run_id != first.run_id
-    assert (tmp_path / RUN_ID_FILE).read_text().strip() == second.run_id
+    assert (tmp_path / RUN_ID_FILE).read_text().split() == [second.run_id, store.uri]
 
 
 def test_resume_in_another_store_starts_a_new_run(

@@ -54,8 +54,15 @@ def test_what_zero_shares_out_over_four_ranks(
     found = need(sizes, saved_per_image=1000, micro_batch=3, stage=stage, bf16=True, ranks=4)
     assert (found.weights, found.gradients, found.optimizer) == (weights, gradients, optimizer)
     assert found.activations == 1500  # half of fp32
-    assert found.memory == weights + gradients + optimizer + 1500
+    assert found.memory == weights + optimizer + 1500  # gradients come as activations go
     assert found.checkpoint == 480
+
+
+def test_an_optimizer_in_the_hosts_memory_takes_none_of_the_gpus() -> None:
+    sizes = {True: 40, False: 160}
+    how = {"micro_batch": 3, "stage": 2, "bf16": True, "ranks": 4, "offload": True}
+    found = need(sizes, saved_per_image=1000, **how)
+    assert (found.optimizer, found.gradients, found.memory) == (0, 0, 400 + 1500)
 
 
 def test_in_fp32_weights_are_their_own_masters() -> None:

@@ -24,7 +24,18 @@ def test_a_signal_asks_with_its_exit_code(number, code):
         assert asked() == code
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked() == code  # the first one counts
-    assert signal.getsignal(number) is before
+    ignored = {signal.SIGTERM, signal.SIGUSR1}
+    assert signal.getsignal(number) is (signal.SIG_IGN if number in ignored else before)
+    for one in ignored:  # a second SIGTERM would spoil the exit code
+        assert signal.getsignal(one) is signal.SIG_IGN
+        signal.signal(one, signal.SIG_DFL)
+
+
+def test_without_a_request_handlers_are_as_before():
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    with stop_requests():
+        pass
+    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
     assert (REQUEUE, INTERRUPTED) == (75, 130)
 
 

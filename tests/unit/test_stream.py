@@ -283,7 +283,7 @@ def test_a_broken_sample_may_be_blank_in_its_batch(tmp_path, workers):
         hurt = [key == entry.key for key in mine["key"]]
         met += sum(hurt)
         assert len(mine["lost"]) == sum(hurt) and not theirs["lost"]
-        assert all(entry.key in why and "checksum" in why for why in mine["lost"])
+        assert all(key in why and "checksum" in why for key, why in mine["lost"].items())
         assert not mine["valid"][hurt].any()
         kept = [not one for one in hurt]
         for name in ("image", "depth", "valid"):

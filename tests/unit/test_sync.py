@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -55,7 +56,7 @@ def test_a_record_gets_there_whole_and_once(run: Path, uri: str) -> None:
     first = sync(run, uri=uri)
     again = sync(run, uri=uri)
     assert (first.values, first.known, again.known) == (4, 0, 4)
-    assert first.run_id == again.run_id == (run / RUN_ID_FILE).read_text().strip()
+    assert first.run_id == again.run_id == (run / RUN_ID_FILE).read_text().split()[0]
     found = MlflowClient(tracking_uri=uri).get_run(first.run_id)
     assert (found.info.run_name, found.info.status) == ("night", "FINISHED")
     assert found.data.params["optim.lr"] == "2e-05"
@@ -100,6 +101,32 @@ def test_steps_done_again_after_a_kill_are_recorded_once(run: Path, uri: str) ->
     assert history(uri, str(after.run_id), "train/loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
     assert history(uri, str(after.run_id), "epoch") == [(2, 1.0)]
     assert pictures(uri, str(after.run_id)) == ["figures/val-000002.png"]
+
+
+def test_two_values_at_one_step_are_two(run: Path, uri: str) -> None:
+    record = RunFolderTracker(run, resume_step=2)
+    for count in (1.0, 2.0):  # batches left out after one step
+        record.log({"train/skipped_steps": count}, 2)
+    record.close()
+    first, again = sync(run, uri=uri), sync(run, uri=uri)
+    assert (first.values, first.known, again.known) == (6, 0, 6)
+    assert history(uri, first.run_id, "train/skipped_steps") == [(2, 1.0), (2, 2.0)]
+
+
+def test_a_run_may_be_in_several_stores(run: Path, uri: str, tmp_path: Path) -> None:
+    other = f"sqlite:///{tmp_path}/other.db"
+    first, second, third = (sync(run, uri=one) for one in (uri, other, uri))
+    assert first.run_id == third.run_id != second.run_id
+    assert (second.known, third.known) == (0, 4)
+    resumed = MlflowTracker(TrackingConfig(uri=uri), run_dir=run, resume=True)
+    assert resumed.run_id == first.run_id
+
+
+def test_a_run_that_is_going_on_is_left_to_itself(run: Path, uri: str, capsys) -> None:
+    lock = FileLock(run.parent / ".night.lock")
+    with lock:
+        assert main(["track", "sync", str(run), "--uri", uri]) == 2
+    assert "another program is training this run" in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_is_said_to_be(run: Path, uri: str) -> None:
