@@ -51,7 +51,7 @@ class Pulse:
         """Begins to beat."""
         self.rank, self.world, self.turns, self._store = rank, world, 0, store
         self._patience_s, self._told = NEARLY * timeout_s, False
-        self._over = threading.Event()
+        self._over, self._blaming = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._beat, args=(store.clone(),), daemon=True)
         self._thread.start()
 
@@ -68,7 +68,8 @@ class Pulse:
             if turns != self.turns:
                 turns, since = self.turns, time.monotonic()
             if turns and time.monotonic() - since > self._patience_s:
-                self.blame()
+                since = time.monotonic()
+                threading.Thread(target=self.blame, daemon=True).start()  # this one goes on beating
             try:
                 store.set(f"pulse/{self.rank}", f"{beats} {self.turns} {host}")
             except RuntimeError:  # rank 0 keeps the store, and is gone
@@ -77,12 +78,11 @@ class Pulse:
 
     def blame(self) -> None:
         """Say, once, which ranks this one waits for, if there are any; takes some seconds."""
-        if self._told:
-            return
-        missing = self.missing()
-        if missing:
-            self._told = True
-            logger.error("rank %d waits in vain: %s", self.rank, "; ".join(missing))
+        with self._blaming:
+            missing = [] if self._told else self.missing()
+            if missing:
+                self._told = True
+                logger.error("rank %d waits in vain: %s", self.rank, "; ".join(missing))
 
     def missing(self) -> list[str]:
         """Ranks that show no sign of life or are behind, in words."""
@@ -100,7 +100,7 @@ class Pulse:
             return [NO_STORE]
         most = max((turns for _, turns, _ in after.values()), default=0)
         found = []
-        for rank in range(self.world):
+        for rank in (one for one in range(self.world) if one != self.rank):
             beats, turns, host = after.get(rank, (0, 0, "an unknown host"))
             if beats == before.get(rank, (0, 0, ""))[0]:
                 found.append(f"rank {rank} on {host} shows no sign of life")
