@@ -82,6 +82,7 @@ COMMANDS = (
         "deepspeed --module llm_mde train --ds_config launch/ds/zero2.json "
         "--config launch/nyu.yaml --set data.shards=/data/nyu_shards",
     ),
+    ("doctor", models.doctor, "torchrun --nproc-per-node 2 -m llm_mde doctor --dist"),
     ("eval", models.evaluate, "llm-mde eval runs/nyu --shards /data/nyu --split val"),
     ("predict", models.predict, "llm-mde predict room.jpg --adapter runs/nyu/adapter --out depth"),
     ("export", models.export, "llm-mde export onnx runs/nyu/adapter --out nyu.onnx"),

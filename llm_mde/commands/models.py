@@ -62,6 +62,26 @@ def train(
     )
 
 
+def doctor(
+    distributed: Annotated[
+        bool, typer.Option("--dist", help="Also an all-reduce over the ranks of the launcher.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Look at what training needs.
+
+    Versions, the torch and torchvision pair, compiler, devices, disk, tracking store, hub cache.
+    Exit code 1 if something is amiss.
+    """
+    from llm_mde.training.doctor import examine
+
+    report = examine(distributed=distributed)
+    if report is None:  # not rank 0
+        return 0
+    say(report.payload(), report.lines(), as_json=as_json)
+    return 0 if report.ok else 1
+
+
 def evaluate(
     source: Annotated[
         Path, typer.Argument(help="A run folder or an adapter folder.", metavar="RUN_OR_ADAPTER")

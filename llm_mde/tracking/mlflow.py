@@ -6,6 +6,7 @@ A store that fails never stops training: what could not be sent waits and is sen
 import hashlib
 import json
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -178,6 +179,20 @@ class MlflowTracker(Tracker):
             return first
         digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
         return first.with_name(f"{RUN_ID_FILE}-{digest}")
+
+
+def problem(uri: str) -> str | None:
+    """Why a store can't be used, or None; a sqlite file that is not there yet is not made."""
+    _quiet()
+    database = _sqlite_file(uri)
+    if database and not database.exists():
+        folder = next(one for one in database.parents if one.exists())
+        return None if os.access(folder, os.W_OK) else f"{folder} can't be written"
+    try:
+        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except FAILURES as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 class Recorded:

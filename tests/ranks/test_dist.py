@@ -1,6 +1,7 @@
 import torch
 
 from llm_mde import dist
+from llm_mde.training.doctor import _all_reduce
 from tests.support.ranks import run_ranks
 
 
@@ -13,6 +14,9 @@ def check_collectives(rank):
 
     rows = dist.gather_rows(torch.full((1 + rank, 2), float(rank)))
     assert rows.tolist() == [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
+
+    found = _all_reduce(dist.Ranks(rank, 2, rank, torch.device("cpu")))
+    assert found.state == "ok" and found.said.startswith("2 ranks on cpu")
 
     tensors = [torch.full((2, 3), float(rank)), torch.tensor([4.0 * rank]).bfloat16()]
     dist.average(tensors)

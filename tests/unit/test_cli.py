@@ -24,6 +24,7 @@ COMMANDS = (
     "verify",
     "inspect",
     "train",
+    "doctor",
     "eval",
     "predict",
     "export",

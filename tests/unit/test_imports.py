@@ -25,7 +25,7 @@ ROOMS = (
     (
         "training.",
         "stopping ds statistics engine state checkpoint meter run validate loop folder preflight "
-        "train",
+        "doctor train",
     ),
     ("inference.", "card adapter image predict score pretrained export"),
     (
@@ -45,7 +45,7 @@ HOMES = {
     "deepspeed": {"training.engine", "training.state"},
     "mlflow": {"tracking.mlflow"},
     "h5py": {"nyu.labeled"},
-    "huggingface_hub": {"model.vit", "inference.pretrained"},
+    "huggingface_hub": {"model.vit", "training.doctor", "inference.pretrained"},
     "onnxruntime": {"inference.export"},
     "numba": {"nyu.compiled"},
     "threadpoolctl": {"data.shard"},
