@@ -112,7 +112,8 @@ def deepspeed_run(place: Path) -> Path:
 
 def test_a_run_leaves_the_documented_folder(python_run: Path) -> None:
     names = {path.name for path in python_run.iterdir()}
-    assert {"config.yaml", "ds.json", "metrics.jsonl", "checkpoints", "adapter", "figures"} == names
+    files = {"config.yaml", "ds.json", "metrics.jsonl", "status"}
+    assert files | {"checkpoints", "adapter", "figures"} == names
     assert {path.name for path in (python_run / "adapter").iterdir()} == {
         "README.md",
         "head.safetensors",
