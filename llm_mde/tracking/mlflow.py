@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,12 +30,12 @@ from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from llm_mde.config import TrackingConfig, tracking_uri
+from llm_mde.tracking.recorded import FIGURES, Recorded
 from llm_mde.tracking.tracker import Status, Tracker
 
 logger = logging.getLogger(__name__)
 
 RUN_ID_FILE = "mlflow_run_id"  # and `mlflow_run_id-<hash of a store>` where a run is in others, too
-FIGURES = "figures"
 MAX_PARAMS = 100  # MLflow's limit of one log_batch
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
 RETRY_S = 60.0  # pause after a failure, so that a dead server costs one attempt a minute
@@ -193,39 +193,6 @@ def problem(uri: str) -> str | None:
     except FAILURES as error:
         return str(error).splitlines()[0]
     return None
-
-
-class Recorded:
-    """What a run gone on with has in the store already, so that nothing gets there twice."""
-
-    def __init__(self, run_id: str) -> None:
-        """Asks the store for a metric when it first comes up."""
-        self._run_id = run_id
-        self._steps: dict[str, Counter[int]] = {}
-        self._figures: set[str] | None = None
-        self.known = 0
-        """Values that were there before they were sent."""
-
-    def has_figure(self, client: MlflowClient, name: str) -> bool:
-        """Whether the store has a picture of this file name."""
-        if self._figures is None:
-            listed = client.list_artifacts(self._run_id, FIGURES)
-            self._figures = {Path(one.path).name for one in listed}
-        return name in self._figures
-
-    def without(self, client: MlflowClient, metrics: list[Metric]) -> list[Metric]:
-        """Those of the metrics that the store does not have at their step."""
-        for name in {metric.key for metric in metrics} - self._steps.keys():
-            history = client.get_metric_history(self._run_id, name)
-            self._steps[name] = Counter(point.step for point in history)
-        return [metric for metric in metrics if not self._steps[metric.key][metric.step]]
-
-    def add(self, metrics: list[Metric]) -> None:
-        """Note that metrics are in the store now: each value there stands for one value sent."""
-        for metric in metrics:
-            if self._steps[metric.key][metric.step]:
-                self._steps[metric.key][metric.step] -= 1
-                self.known += 1
 
 
 def _quiet() -> None:

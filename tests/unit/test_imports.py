@@ -21,7 +21,7 @@ ROOMS = (
     ),
     ("model.", "vit vocabulary language prompt prototypes reprogram lora head depth_model"),
     ("scoring.", "losses metrics protocols baselines evaluate"),
-    ("tracking.", "tracker mlflow sync compare"),
+    ("tracking.", "tracker recorded mlflow sync compare"),
     (
         "training.",
         "stopping ds statistics engine state checkpoint meter run validate loop folder preflight "
