@@ -227,8 +227,7 @@ def _described(row: Mapping[str, Any]) -> bool:
 class Shards:
     """The shards of a folder, read by byte range; the latest local ones stay open.
 
-    Local reads carry their own position, so forked loader processes may share the descriptors.
-    Nothing of a remote file system is kept: fsspec makes a new one in each process.
+    Loader processes get none of what is open; fsspec makes a new file system in each process.
     """
 
     def __init__(self, folder: ShardFolder | Path | str) -> None:

@@ -4,8 +4,11 @@ The pipeline is a `wds.DataPipeline` behind a source stage of ours that follows 
 index (shard, offset, size, checksum): the stock readers lose half a damaged shard without an error.
 """
 
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ from llm_mde.data.plan import Part, Plan, every_sample_once
 from llm_mde.errors import DataError, LlmMdeError
 
 Batch = dict[str, Any]
+DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # loader processes
 
 
 def _worker() -> tuple[int, int]:
@@ -184,10 +188,23 @@ def _as_value(source: Iterable[Batch]) -> Iterator[Batch | LlmMdeError]:
         yield error
 
 
-def _start_worker(worker: int) -> None:
-    # A launcher signals every process of a job; the rank itself decides what to do, and stays fed.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+@cache
+def _loader_context() -> Any:
+    """How loader processes start: as forks of a server without threads, with this module loaded.
+
+    A rank has threads (signs of life, MLflow, CUDA); its fork would have their locks as they stand,
+    held perhaps. The server and its forks hear no signals: a launcher sends them to every process
+    of a job, but the rank itself decides what to do, and stays fed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    resource_tracker.ensure_running()  # at its first start it would lift the block again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF_TO)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
 
 
 class Batches:
@@ -200,8 +217,8 @@ class Batches:
                 self._source,
                 batch_size=None,
                 num_workers=workers,
+                multiprocessing_context=_loader_context(),
                 pin_memory=torch.cuda.is_available(),
-                worker_init_fn=_start_worker,
             )
 
     def __iter__(self) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""A pack in an object store: verified, inspected and trained from, in forked loaders too."""
+"""A pack in an object store: verified, inspected and trained from, in loader processes too."""
 
 from itertools import islice
 

@@ -286,21 +286,21 @@ def test_a_run_that_no_longer_learns_stops_before_it_is_saved(ran, loss):
     assert left[0] == []
 
 
-def test_sigterm_saves_and_the_next_start_completes(tmp_path):
+def test_sigterm_to_every_process_saves_and_the_next_start_completes(tmp_path):
     config = tiny_config(
         make_shards(tmp_path / "shards"), tmp_path, "stopped", train__max_steps=60,
-        train__eval_every=100,
+        train__eval_every=100, data__workers=1,
     )  # fmt: skip
     (tmp_path / "run.yaml").write_text(dump(config))
     command = [sys.executable, "launch/train.py", "--config", str(tmp_path / "run.yaml")]
     env = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     options = {"env": env, "text": True, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
 
-    with subprocess.Popen(command, **options) as child:
+    with subprocess.Popen(command, start_new_session=True, **options) as child:
         assert child.stderr is not None
         for line in child.stderr:
             if line.startswith("step 2/60"):
-                child.send_signal(signal.SIGTERM)
+                os.killpg(child.pid, signal.SIGTERM)
                 break
         said = child.stderr.read()
     assert child.returncode == 75
