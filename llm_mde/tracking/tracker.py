@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -62,8 +63,13 @@ class RunFolderTracker(Tracker):
 
     def close(self, status: Status = "finished") -> None:
         """Close the file, and leave how the run ended beside it."""
-        self._file.close()
-        (self._run_dir / STATUS_FILE).write_text(status + "\n", encoding="utf-8")
+        path = self._run_dir / STATUS_FILE
+        aside = path.with_name(path.name + ".tmp")
+        # On a full disk there is none, as after a kill: the error that ended the run is to be seen.
+        with suppress(OSError):
+            self._file.close()
+            aside.write_text(status + "\n", encoding="utf-8")
+            os.replace(aside, path)
 
 
 class Trackers(Tracker):

@@ -15,6 +15,7 @@ from llm_mde.scoring.losses import LOSSES
 from llm_mde.training import checkpoint, state
 from llm_mde.training.engine import cosine, take_step, trained_state
 from llm_mde.training.meter import Meter
+from llm_mde.training.record import written
 from llm_mde.training.run import Run, Standing
 from llm_mde.training.statistics import StepStatistics
 from llm_mde.training.stopping import DONE, REQUEUE, Asked
@@ -209,6 +210,6 @@ def _export(run: Run, scores: dict[str, float]) -> None:
 
     def write() -> None:
         run.export(model, trained, folder, seed=config.seed, scores=scores, data=config.data)
-        run.tracker.artifacts(folder, "adapter")
 
-    dist.on_rank_0(write)
+    written(config.run_dir, write)
+    run.tracker.artifacts(folder, "adapter")

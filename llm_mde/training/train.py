@@ -1,6 +1,5 @@
 """One training run put together: shards, model, DeepSpeed, tracker, run folder."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,15 @@ from llm_mde.data.plan import Part, Plan
 from llm_mde.data.stream import training_batches
 from llm_mde.errors import ConfigError
 from llm_mde.model.depth_model import DepthModel
-from llm_mde.recipes import flat
 from llm_mde.scoring.baselines import Baselines, baselines_of
-from llm_mde.tracking.tracker import RunFolderTracker, Status, Tracker, Trackers
+from llm_mde.tracking.tracker import Status
 from llm_mde.training import checkpoint, state
 from llm_mde.training.ds import read_ds
 from llm_mde.training.engine import Engine, micro_batch, resolve_ds, start
 from llm_mde.training.folder import alone, check_same, claim, identities, settings_of
 from llm_mde.training.loop import fit
 from llm_mde.training.preflight import Need, check
+from llm_mde.training.record import open_record
 from llm_mde.training.run import Export, Run, Standing
 from llm_mde.training.stopping import DONE, Asked, stop_requests
 
@@ -54,7 +53,8 @@ def train(
         DataError: no usable shards.
         CheckpointError: the named checkpoint, or all of them, are damaged.
     """
-    ranks = dist.join(timeout_s=config.train.timeout)
+    settings = config.train
+    ranks = dist.join(timeout_s=settings.timeout, deterministic=settings.deterministic)
     try:
         if ranks.rank:
             logging.getLogger("llm_mde").setLevel(logging.WARNING)
@@ -186,6 +186,8 @@ def prepare(
     engine = start(made.model, config, ds=made.ds)
     state.make_moments(engine)
     if found:
+        if found.parent == config.run_dir / "checkpoints":
+            checkpoint.point_again(found)
         state.restore(engine, found)
         logger.info("resuming from %s, step %d of %d", found, standing.step, made.steps)
     run = Run(
@@ -197,7 +199,7 @@ def prepare(
         val_index=made.val_index,
         shape=made.shape,
         baselines=dist.on_rank_0(lambda: _baselines(made.train_index, config)),
-        tracker=_tracker(config, made.ds, standing.step if found else None),
+        tracker=open_record(config, made.ds, resume_step=standing.step if found else None),
         export=export,
         steps=made.steps,
         settings=made.settings,
@@ -244,18 +246,3 @@ def _sizes(engine: Engine) -> tuple[int, int]:
     """Trainable and all parameters, whole even where ZeRO-3 keeps a piece of them."""
     sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in engine.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
-
-
-def _tracker(config: Config, ds: dict[str, Any], resume_step: int | None) -> Tracker:
-    if dist.rank():
-        return Tracker()
-    trackers: list[Tracker] = [RunFolderTracker(config.run_dir, resume_step=resume_step)]
-    if config.tracking.mlflow:
-        from llm_mde.tracking.mlflow import MlflowTracker  # rank 0 alone pays for the import
-
-        trackers.append(
-            MlflowTracker(config.tracking, run_dir=config.run_dir, resume=resume_step is not None)
-        )
-    tracker = Trackers(*trackers)
-    tracker.params(flat(config) | {"ds_config": json.dumps(ds)})
-    return tracker

@@ -14,6 +14,7 @@ from llm_mde.errors import ConfigError, DataError
 from llm_mde.figures import Sample, sample_sheet
 from llm_mde.scoring.evaluate import evaluate
 from llm_mde.scoring.losses import LOSSES
+from llm_mde.training.record import written
 from llm_mde.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,11 @@ def _draw(run: Run, predict: Callable[[Tensor], Tensor], step: int) -> None:
         pred = predict(batch["image"])[0, 0].cpu()
         row = Sample(image.numpy(), depth.numpy(), valid.numpy(), pred.numpy(), batch["key"][0])
         rows.append(row)
-    if run.ranks.rank == 0:
-        path = run.config.run_dir / "figures" / f"val-{step:06d}.png"
+    path = run.config.run_dir / "figures" / f"val-{step:06d}.png"
+
+    def draw() -> None:
         path.parent.mkdir(exist_ok=True)
         sample_sheet(rows, path)
-        run.tracker.figure(path, "val", step)
+
+    written(run.config.run_dir, draw)
+    run.tracker.figure(path, "val", step)

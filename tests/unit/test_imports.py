@@ -21,11 +21,11 @@ ROOMS = (
     ),
     ("model.", "vit vocabulary language prompt prototypes reprogram lora head depth_model"),
     ("scoring.", "losses metrics protocols baselines evaluate"),
-    ("tracking.", "tracker recorded mlflow sync compare"),
+    ("tracking.", "tracker recorded mlflow background sync compare"),
     (
         "training.",
-        "stopping ds statistics engine state checkpoint meter run validate loop folder preflight "
-        "doctor train",
+        "stopping ds statistics engine state checkpoint meter run record validate loop folder "
+        "preflight doctor train",
     ),
     ("inference.", "card adapter image predict score pretrained export"),
     (
