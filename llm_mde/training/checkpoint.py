@@ -20,7 +20,7 @@ from llm_mde.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-FORMAT = "llm-mde checkpoint 2"
+FORMAT = "llm-mde checkpoint 3"
 NAME, ASIDE = "step-", "tmp-"
 
 
@@ -74,21 +74,30 @@ def _make_aside(aside: Path) -> None:
 
 def _publish(aside: Path, *, step: int, state: dict[str, Any], best: bool, keep: int) -> None:
     folder, name = aside.parent, folder_name(step)
-    _seal(aside, state)
+    before = _target(folder / "best")
+    best_name = name if best else before.name if before else None
+    _seal(aside, state, best=best_name)
     shutil.rmtree(folder / name, ignore_errors=True)
     os.rename(aside, folder / name)
-    for pointer in ["last"] + ["best"] * best:
-        _point(folder / pointer, name)
-    _sync(folder)
+    _point(folder, last=name, best=best_name)
     _prune(folder, step=step, keep=keep)
 
 
-def _seal(folder: Path, state: dict[str, Any]) -> None:
+def point_again(found: Path) -> None:
+    """Make `last` and `best` as they were after this checkpoint was saved; collective.
+
+    A run that was killed before they were may have nothing more to do, and would leave them so.
+    """
+    best = json.loads((found / MANIFEST).read_text(encoding="utf-8"))["best"]
+    dist.on_rank_0(lambda: _point(found.parent, last=found.name, best=best))
+
+
+def _seal(folder: Path, state: dict[str, Any], *, best: str | None) -> None:
     files = {}
     for name in _files(folder):
         _sync(folder / name)
         files[name] = {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-    manifest = {"format": FORMAT, "state": state, "files": files}
+    manifest = {"format": FORMAT, "best": best, "state": state, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     _sync(folder / MANIFEST)
     _sync(folder)
@@ -109,10 +118,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _point(pointer: Path, name: str) -> None:
-    aside = pointer.with_name(pointer.name + ".tmp")
-    aside.write_text(name + "\n", encoding="utf-8")
-    os.replace(aside, pointer)
+def _point(folder: Path, *, last: str, best: str | None) -> None:
+    for pointer, name in (("last", last), ("best", best)):
+        if name and (folder / name).is_dir():
+            aside = folder / f"{pointer}.tmp"
+            aside.write_text(name + "\n", encoding="utf-8")
+            os.replace(aside, folder / pointer)
+    _sync(folder)
 
 
 def _prune(folder: Path, *, step: int, keep: int) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from llm_mde.errors import CheckpointError
 from llm_mde.training import checkpoint, state
-from llm_mde.training.checkpoint import MANIFEST, choose, problem, read_state, save
+from llm_mde.training.checkpoint import MANIFEST, choose, point_again, problem, read_state, save
 
 
 def files(folder):
@@ -53,6 +53,17 @@ def test_a_save_drops_the_later_ones_that_the_run_went_back_behind(tmp_path):
     assert names(tmp_path) == ["last", "step-000005"]
 
 
+def test_pointers_lost_in_a_kill_are_made_again(tmp_path):
+    write(tmp_path, 1, best=True)
+    pointers = {"last": "step-000002\n", "best": "step-000001\n"}
+    write(tmp_path, 2)
+    for lost in pointers:
+        (tmp_path / lost).unlink()
+    point_again(tmp_path / "step-000002")
+    assert {name: (tmp_path / name).read_text() for name in pointers} == pointers
+    assert names(tmp_path) == ["best", "last", "step-000001", "step-000002"]
+
+
 def test_no_checkpoint_starts_a_run(tmp_path):
     assert choose(tmp_path / "nothing", "auto") is None
     write(tmp_path, 1)
@@ -95,7 +106,7 @@ def add_file(folder):
         (lose, "deep/moments.pt is missing"),
         (lose_manifest, "no manifest.json, so it was not written by this program or not finished"),
         (cut_manifest, "manifest.json is unreadable"),
-        (other_format, "expected format 'llm-mde checkpoint 2', got 'something else'"),
+        (other_format, "expected format 'llm-mde checkpoint 3', got 'something else'"),
         (add_file, "deep/code.pt is not in manifest.json"),
     ],
 )
@@ -136,7 +147,7 @@ def test_a_disk_that_is_full_for_tensors_is_said_as_for_any_file(tmp_path):
 
 @pytest.mark.parametrize("moment", ["files", "manifest"])
 def test_a_full_disk_leaves_the_checkpoints_before_as_they_were(tmp_path, monkeypatch, moment):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def half(folder):
