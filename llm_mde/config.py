@@ -233,6 +233,10 @@ class TrainConfig(Frozen):
     """Evaluations without a new minimum of `val/loss` before the run stops."""
     timeout: float = Field(1800.0, gt=0)
     """Seconds that a rank waits for the others before it gives up and says which are missing."""
+    deterministic: bool = False
+    """GPU kernels, and so runs, repeat to the last bit, more slowly; on CPUs they always do."""
+    compile: bool = False
+    """Compile the network: minutes at the start, faster steps, the same but for rounding."""
     max_skips: int = Field(10, ge=1)
     """Steps in a row, left out since a gradient is not finite, after which the run stops."""
     figures: int = Field(6, ge=0)

@@ -121,15 +121,19 @@ class Pulse:
         return found
 
 
-def join(*, timeout_s: float = 1800.0) -> Ranks:
+def join(*, timeout_s: float = 1800.0, deterministic: bool = False) -> Ranks:
     """Join the process group that the launcher describes; alone when there is no launcher.
 
     A collective that lasts longer than `timeout_s` is an error on every rank that waits in it.
+    deterministic: kernels that repeat themselves alone; an operation that has none is an error.
 
     Raises:
         ConfigError: more ranks than GPUs on this host, or nothing says where the ranks meet.
     """
     os.environ.update(launcher_variables(os.environ))
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read as CUDA starts
+        torch.use_deterministic_algorithms(True)
     cuda = torch.cuda.is_available()
     if cuda:
         _take_gpu()

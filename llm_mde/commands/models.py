@@ -29,6 +29,13 @@ def train(
         str | None,
         typer.Option(help="Save and exit with 75 after this time, as 3h50m.", metavar="TIME"),
     ] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="--set train.deterministic=true: GPUs repeat a run to the last bit.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check everything, say what it takes, write nothing."),
@@ -48,7 +55,8 @@ def train(
     from llm_mde.recipes import load
 
     with alike_on_all_ranks():  # and before the seconds that torch takes to import
-        settings = load(config, sets=sets or [])
+        sets = [*(sets or []), *["train.deterministic=true"] * deterministic]
+        settings = load(config, sets=sets)
         data = settings.data
         if data.shards is not None:
             open_index(data.shards, data.train_split)

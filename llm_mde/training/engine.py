@@ -160,8 +160,10 @@ def start(model: DepthModel, config: Config, *, ds: dict[str, Any]) -> Engine:
     Raises:
         ConfigError: DeepSpeed does not know a key of its JSON or refuses its value.
     """
-    optim = config.optim
-    plain = not (ds["zero_optimization"].get("stage", 0) or ds["bf16"]["enabled"])
+    optim, stage = config.optim, ds["zero_optimization"].get("stage", 0)
+    plain = not (stage or ds["bf16"]["enabled"])
+    if config.train.compile:
+        _compile(model, stage=stage)
     optimizer = (GuardedAdamW if plain else torch.optim.AdamW)(
         parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps
     )
@@ -183,6 +185,18 @@ def start(model: DepthModel, config: Config, *, ds: dict[str, Any]) -> Engine:
         problems = [f"{_dotted(item['loc'])}: {item['msg']}" for item in error.errors()]
         raise ConfigError(f"ds_config: {error.title}: {'; '.join(problems)}") from error
     return engine
+
+
+def _compile(model: DepthModel, *, stage: int) -> None:
+    if stage == 3:
+        raise ConfigError(
+            "train.compile: expected ZeRO 0, 1 or 2, got 3, which fetches weights inside the "
+            "network; take another ds_config or leave it out"
+        )
+    from torch._inductor import config as inductor  # seconds, for those who compile
+
+    inductor.fallback_random = True  # dropout draws what it draws without
+    model.compile()
 
 
 def take_step(engine: Engine, *, share: float) -> bool:

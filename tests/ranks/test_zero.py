@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llm_mde import dist
+from llm_mde.errors import ConfigError
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.scoring.losses import silog
 from llm_mde.training.engine import deepspeed, trained_state
@@ -18,6 +19,7 @@ from tests.support.training import LORA, begin, ds_json, make_shards, tiny_confi
 STAGES = (0, 1, 2, 3)
 TUNED = {"full": {}, "lora": LORA}
 ACCUMULATED = {"train__batch": 8, "train__max_steps": 4}
+COMPILED = {"train__compile": True}
 BF16 = {"bf16": {"enabled": True}}
 # Of 20 steps of `full 0`: fp32, two ranks, no ZeRO.
 GOLDEN = (
@@ -50,7 +52,8 @@ def run_case(config, ds):
 def cases(world):
     """Name -> (settings, DeepSpeed's JSON)."""
     if world == 1:
-        return {f"full {stage}": ({}, ds_json(stage)) for stage in (0, 3)}
+        table = {"full 0": ({}, ds_json(0)), "compiled": (COMPILED, ds_json(2))}
+        return table | {"full 3": ({}, ds_json(3))}
     table = {f"{t} {s}": (TUNED[t], ds_json(s)) for t in TUNED for s in STAGES}
     table["full 3"] = ({}, ds_json(3, whole_below=0))  # every parameter is split
     table |= {f"accumulated {s}": (ACCUMULATED, ds_json(s)) for s in (0, 3)}
@@ -67,6 +70,10 @@ def run_cases(rank, folder):
         name: run_case(tiny_config(folder / "shards", runs, name, **changes), ds)
         for name, (changes, ds) in cases(world).items()
     }
+    if world == 1:
+        config = tiny_config(folder / "shards", runs, "refused", **COMPILED)
+        with pytest.raises(ConfigError, match="train.compile: expected ZeRO 0, 1 or 2, got 3"):
+            begin(config, ds_json(3))
     if world == 2:
         config = tiny_config(folder / "shards", runs, "cache")
         done |= {f"cache {stage}": cache_case(config, ds_json(stage)) for stage in (2, 3)}
@@ -142,6 +149,11 @@ def test_one_rank_gives_the_losses_of_two(ran, stage):
     # Accumulation 2 on one rank, 1 on each of two; dropout's masks belong to the micro-batch.
     name = f"full {stage}"
     assert largest_relative(losses(ran[1][0][name]), losses(ran[2][0][name])) < 1e-5
+
+
+def test_a_compiled_network_gives_the_losses_of_one_that_is_not(ran):
+    want, got = losses(ran[1][0]["full 0"]), losses(ran[1][0]["compiled"])
+    assert largest_relative(got, want) < 1e-5
 
 
 def test_ranks_share_out_the_samples_of_one_process(ran):
