@@ -202,6 +202,8 @@ class OptimConfig(Frozen):
     """On LoRA, attention and convolution matrices; none on M, norms and biases."""
     clip: float = Field(1.0, gt=0)
     """Largest global gradient norm."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay, a step, of a running mean of the weights, which is then scored and exported."""
     lr_scale: LrScale = LrScale()
     """Rates of parts."""
 

@@ -216,6 +216,16 @@ def _dotted(place: tuple[int | str, ...]) -> str:
     return ".".join(map(str, place))
 
 
+def whole(parameter: Tensor, *, changed: bool = False) -> Any:
+    """All of a parameter, also of one of which ZeRO 3 keeps a piece, inside `with`; collective.
+
+    changed: to a new value, the same on all ranks.
+    """
+    split = hasattr(parameter, "ds_id")
+    source = 0 if changed else None
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=source, enabled=split)
+
+
 def trained_state(engine: Engine) -> dict[str, Tensor]:
     """Trainable parameters, as the forward pass sees them, and batch-norm statistics; collective.
 
@@ -224,8 +234,7 @@ def trained_state(engine: Engine) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
-            split = hasattr(parameter, "ds_id")  # by ZeRO-3, gathered one at a time
-            with deepspeed.zero.GatheredParameters([parameter], enabled=split):
+            with whole(parameter):  # one at a time
                 if dist.rank() == 0:
                     state[name] = parameter.detach().float().cpu().clone()
     if dist.rank() == 0:

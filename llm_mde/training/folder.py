@@ -32,6 +32,8 @@ FREE_TO_CHANGE = (
     "train.save_steps",
     "train.keep",
     "train.max_skips",
+    "train.compile",
+    "train.deterministic",
     "train.timeout",
     "train.figures",
     "tracking.",

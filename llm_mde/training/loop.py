@@ -17,7 +17,6 @@ from llm_mde.training.engine import cosine, take_step, trained_state
 from llm_mde.training.meter import Meter
 from llm_mde.training.record import written
 from llm_mde.training.run import Run, Standing
-from llm_mde.training.statistics import StepStatistics
 from llm_mde.training.stopping import DONE, REQUEUE, Asked
 from llm_mde.training.validate import validate
 
@@ -92,7 +91,6 @@ def _global_batches(
     )
     lost: dict[str, str] = {}
     turn = standing.batches * (plan.batch // plan.micro_batch) + run.ranks.rank
-    statistics = StepStatistics(engine.module)
     for batch in noting(batches, lost):
         torch.manual_seed(_dropout_seed(config.seed, turn))
         turn += run.ranks.world
@@ -103,14 +101,16 @@ def _global_batches(
             run.ranks.pulse.turns += 1
         loss = loss_of(engine(image), depth, valid)
         engine.backward(loss)
-        statistics.take()
+        run.statistics.take()
         meter.add(loss, batch["key"])
         if not engine.is_gradient_accumulation_boundary():  # ask before step(): step() moves on
             engine.step()
             continue
         share = cosine(standing.step, run.steps, warmup=config.optim.warmup)
         applied = take_step(engine, share=share)
-        statistics.step(applied=applied)
+        if applied and config.optim.ema is not None:
+            state.move_mean(engine, decay=config.optim.ema)
+        run.statistics.step(applied=applied)
         yield applied, lost
         lost.clear()
 
@@ -174,17 +174,17 @@ def _pause(run: Run, standing: Standing, meter: Meter, *, stopping: bool) -> boo
         due = stopping or (train.save_steps is not None and step % train.save_steps == 0)
         if last or step % (train.eval_every * run.plan.batches) == 0:
             meter.check(step)
-            scores = validate(run, step)
-            better = standing.judge(scores)
+            with state.averaged(run.engine, run.statistics.means):
+                scores = validate(run, step)
+                better = standing.judge(scores)
+                if better:
+                    # Before the checkpoint that calls it best: a crash in between repeats both.
+                    _export(run, scores)
             over = last or standing.stale >= train.patience
             evaluations = step // (train.eval_every * run.plan.batches)
             due = due or better or over or evaluations % train.save_every == 0
         if due:
             meter.check(step)
-        if better:
-            # Before the checkpoint that calls it best: a crash in between repeats both.
-            _export(run, scores)
-        if due:
             save(run, standing, best=better)
     if over and not last:
         logger.info("early stop: val/loss without a new minimum in %d evaluations", train.patience)
@@ -195,7 +195,7 @@ def save(run: Run, standing: Standing, *, best: bool) -> None:
     """A checkpoint of this step; collective."""
     checkpoint.save(
         run.config.run_dir / "checkpoints",
-        partial(state.write, run.engine),
+        partial(state.write, run.engine, run.statistics.means),
         step=standing.step,
         state={"standing": asdict(standing), "settings": run.settings},
         best=best,

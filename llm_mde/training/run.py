@@ -14,6 +14,7 @@ from llm_mde.data.plan import Part, Plan
 from llm_mde.scoring.baselines import Baselines
 from llm_mde.tracking.tracker import Tracker
 from llm_mde.training.engine import Engine
+from llm_mde.training.statistics import StepStatistics
 
 
 class Export(Protocol):
@@ -81,6 +82,7 @@ class Run:
     config: Config
     ranks: dist.Ranks
     engine: Engine
+    statistics: StepStatistics
     plan: Plan
     train_index: Index
     val_index: Index

@@ -20,8 +20,11 @@ class StepStatistics:
     on how a global batch is shared out over ranks and accumulation.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.buffers = list(running_statistics(model).values())
+    def __init__(self, model: nn.Module, *, decay: float | None = None) -> None:
+        """Of a model; with a decay, `means` are running means beside those of the weights."""
+        named = running_statistics(model)
+        self.buffers, self.decay = list(named.values()), decay
+        self.means = {name: value.clone() for name, value in named.items()} if decay else {}
         self._begin()
 
     def _begin(self) -> None:
@@ -44,4 +47,6 @@ class StepStatistics:
             torch._foreach_div_(self.sums, self.count)
             dist.average(self.sums)
             torch._foreach_copy_(self.buffers, self.sums)
+            if self.decay:
+                torch._foreach_lerp_(list(self.means.values()), self.buffers, 1 - self.decay)
         self._begin()

@@ -23,6 +23,7 @@ from llm_mde.training.loop import fit
 from llm_mde.training.preflight import Need, check
 from llm_mde.training.record import open_record
 from llm_mde.training.run import Export, Run, Standing
+from llm_mde.training.statistics import StepStatistics
 from llm_mde.training.stopping import DONE, Asked, stop_requests
 
 logger = logging.getLogger(__name__)
@@ -184,16 +185,18 @@ def prepare(
         logger.info("%s", preflight(made, ranks).line())
     claim(config, made.ds, resume=resume)
     engine = start(made.model, config, ds=made.ds)
-    state.make_moments(engine)
+    statistics = StepStatistics(engine.module, decay=config.optim.ema)
+    state.make_moments(engine, mean=config.optim.ema is not None)
     if found:
         if found.parent == config.run_dir / "checkpoints":
             checkpoint.point_again(found)
-        state.restore(engine, found)
+        state.restore(engine, statistics.means, found)
         logger.info("resuming from %s, step %d of %d", found, standing.step, made.steps)
     run = Run(
         config=config,
         ranks=ranks,
         engine=engine,
+        statistics=statistics,
         plan=made.plan,
         train_index=made.train_index,
         val_index=made.val_index,
