@@ -2,13 +2,14 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from llm_mde.config import Config
@@ -26,67 +27,85 @@ GB = 2**30
 class Need:
     """Bytes that a rank holds in a step, and that a checkpoint takes on disk.
 
-    An estimate from below: buffers of collectives, of kernels and of the allocator come on top.
+    An estimate from below: buffers of collectives, of kernels and of the allocator come on top,
+    under ZeRO-3 gathered weights, too.
     """
 
     weights: int
     gradients: int
+    """When there are most of them."""
+    kept: int
+    """Of them, what lies there in the last forward pass of a step."""
     optimizer: int
     activations: int
+    host: int
+    """Offloaded to the host's memory."""
     checkpoint: int
 
     @property
     def memory(self) -> int:
         """Of a rank, at its peak: activations go as gradients come."""
-        return self.weights + self.optimizer + max(self.gradients, self.activations)
+        return self.weights + self.optimizer + max(self.gradients, self.kept + self.activations)
 
     def line(self) -> str:
         """For people."""
         parts = ("weights", "gradients", "optimizer", "activations")
         shares = ", ".join(f"{name} {getattr(self, name) / GB:.2f}" for name in parts)
+        host = f" and {self.host / GB:.2f} GB of the host's memory" if self.host else ""
         return (
-            f"a rank holds at least {self.memory / GB:.2f} GB ({shares}); "
+            f"a rank holds at least {self.memory / GB:.2f} GB ({shares}){host}; "
             f"a checkpoint takes {self.checkpoint / GB:.2f} GB"
         )
 
 
 def need(
-    sizes: Mapping[bool, int],
-    *,
-    saved_per_image: int,
-    micro_batch: int,
-    stage: int,
-    bf16: bool,
-    ranks: int,
-    offload: bool = False,
+    sizes: Mapping[bool, int], *, saved_per_image: int, ds: Mapping[str, Any], ranks: int
 ) -> Need:
-    """What a run needs under a ZeRO stage.
+    """What a run needs under DeepSpeed's JSON.
 
     Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 5: stage 1 shares out the
-    optimizer's state over the ranks, 2 also gradients, 3 also weights.
+    optimizer's state over the ranks, 2 also gradients, 3 also weights. Which gradients there are in
+    which precision is as DeepSpeed 0.19.8 does it, counted by `benchmarks/memory.py`.
 
     Args:
         sizes: numbers of parameters, trainable ones under True, frozen ones under False.
         saved_per_image: bytes that the forward pass of one image keeps for the backward pass, fp32.
-        micro_batch: images of a forward pass.
-        stage: ZeRO's.
-        bf16: weights and activations take half of fp32; masters come on top.
+        ds: DeepSpeed's JSON, resolved.
         ranks: of the run.
-        offload: whether the optimizer's state and gradients lie in the host's memory.
     """
+    zero, bf16 = ds["zero_optimization"], ds["bf16"]["enabled"]
+    stage, width = zero.get("stage", 0), FP32 // 2 if bf16 else FP32
+    accumulates = ds["gradient_accumulation_steps"] > 1
+    trainable, part = sizes[True], sizes[True] * FP32 // ranks
 
-    def share(of_stage: int) -> int:
-        return ranks if stage >= of_stage else 1
-
-    width = FP32 // 2 if bf16 else FP32
-    trainable = sizes[True]
+    weights = sum(sizes.values()) * width // (ranks if stage >= 3 else 1)
+    optimizer = 3 * part if stage else trainable * FP32 * (3 if bf16 else 2)
+    if stage >= 2:  # fp32
+        gradients = part
+        kept = part if stage == 3 or accumulates else 0
+    else:  # bf16 ones, and whole fp32 copies: made as AdamW steps, or for good under ZeRO 1
+        gradients = trainable * (FP32 + width if bf16 else FP32)
+        kept = trainable * ((FP32 if bf16 and stage else 0) + (width if accumulates else 0))
+    host = 0
+    if _offloads(zero, "offload_optimizer"):
+        host = optimizer + part * (2 if accumulates or stage == 3 else 1)
+        # ZeRO 2 collects this rank's part in fp32 before it copies that.
+        optimizer, gradients, kept = 0, part if bf16 and stage < 3 else 0, 0
+    if stage == 3 and _offloads(zero, "offload_param"):
+        host, weights = host + weights, 0
     return Need(
-        weights=sum(sizes.values()) * width // share(3),
-        gradients=0 if offload else trainable * FP32 // share(2),
-        optimizer=0 if offload else trainable * FP32 * (3 if bf16 else 2) // share(1),
-        activations=saved_per_image * micro_batch * width // FP32,
+        weights=weights,
+        gradients=gradients,
+        kept=kept,
+        optimizer=optimizer,
+        activations=saved_per_image * ds["train_micro_batch_size_per_gpu"] * width // FP32,
+        host=host,
         checkpoint=3 * trainable * FP32,
     )
+
+
+def _offloads(zero: Mapping[str, Any], what: str) -> bool:
+    return (zero.get(what) or {}).get("device", "none") != "none"
 
 
 def check(
@@ -111,20 +130,8 @@ def check(
     Raises:
         ConfigError: a trainable weight gets no gradient, or memory or disk are too small.
     """
-    saved = _saved_bytes(model, batch, config)
-    sizes = {True: 0, False: 0}
-    for weight in model.parameters():
-        sizes[weight.requires_grad] += weight.numel()
-    zero = ds["zero_optimization"]
-    found = need(
-        sizes,
-        saved_per_image=saved,
-        micro_batch=ds["train_micro_batch_size_per_gpu"],
-        stage=zero.get("stage", 0),
-        bf16=ds["bf16"]["enabled"],
-        ranks=ranks,
-        offload="offload_optimizer" in zero,
-    )
+    saved = saved_bytes(model, batch, config)
+    found = need(sizes(model), saved_per_image=saved, ds=ds, ranks=ranks)
     if memory is not None and found.memory > memory:
         raise ConfigError(
             f"{found.line()}, but the GPU has {memory / GB:.2f} GB; lower train.micro_batch, or "
@@ -134,21 +141,40 @@ def check(
     return found
 
 
-def _saved_bytes(model: DepthModel, batch: Mapping[str, Any], config: Config) -> int:
-    """Bytes kept for the backward pass of one image, each storage once, weights left out."""
-    known = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+def sizes(model: DepthModel) -> dict[bool, int]:
+    """Numbers of parameters, trainable ones under True, frozen ones under False."""
+    found = {True: 0, False: 0}
+    for weight in model.parameters():
+        found[weight.requires_grad] += weight.numel()
+    return found
+
+
+@contextmanager
+def saving(model: nn.Module) -> Iterator[dict[int, int]]:
+    """What a forward pass keeps for the backward pass: bytes of each storage, weights left out."""
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
+        # Asked each time: ZeRO-3 gathers weights as the pass goes on.
+        if all(storage.data_ptr() != w.untyped_storage().data_ptr() for w in model.parameters()):
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield storages
+
+
+def saved_bytes(model: DepthModel, batch: Mapping[str, Any], config: Config) -> int:
+    """Bytes kept for the backward pass of one image."""
     image, depth, valid = (batch[name][:1] for name in ("image", "depth", "valid"))
     training = model.training
-    model.eval()  # no dropout is drawn, and batch norm's statistics stay
-    with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+    model.eval()  # batch norm's statistics stay
+    for module in model.modules():
+        # Attention has its dropout in its kernel: with it a CPU, not a GPU, keeps whole matrices.
+        if isinstance(module, nn.Dropout):
+            module.train()
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]), saving(model) as storages:
         loss = LOSSES[config.train.loss](model(image), depth, valid)
     loss.backward()
     silent = [n for n, w in model.named_parameters() if w.requires_grad and w.grad is None]

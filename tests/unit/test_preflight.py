@@ -17,6 +17,7 @@ from tests.support.training import LORA, make_shards, tiny_config
 
 DS = {
     "train_micro_batch_size_per_gpu": 2,
+    "gradient_accumulation_steps": 1,
     "zero_optimization": {"stage": 2},
     "bf16": {"enabled": False},
 }
@@ -38,37 +39,64 @@ def checked(model: DepthModel, config: Any, *, memory: int | None = None) -> pre
     return check(model, batch(), config, ds=DS, ranks=2, memory=memory)
 
 
+def needed(stage: int, *, bf16: bool = True, accumulation: int = 1, **zero: Any) -> preflight.Need:
+    """Of 40 trainable and 160 frozen weights on four ranks."""
+    ds = {
+        "train_micro_batch_size_per_gpu": 3,
+        "gradient_accumulation_steps": accumulation,
+        "zero_optimization": {"stage": stage, **zero},
+        "bf16": {"enabled": bf16},
+    }
+    return need({True: 40, False: 160}, saved_per_image=1000, ds=ds, ranks=4)
+
+
 @pytest.mark.parametrize(
-    ("stage", "weights", "gradients", "optimizer"),
-    [  # 2 bytes a weight; 4 a trainable one for gradients, 12 for its master and moments
-        (0, 400, 160, 480),
-        (1, 400, 160, 120),
-        (2, 400, 40, 120),
-        (3, 100, 40, 120),
+    ("stage", "weights", "gradients", "kept", "optimizer"),
+    [  # 2 bytes a weight; 4 a trainable one for its gradient, 12 for its master and moments
+        (0, 400, 240, 0, 480),  # gradients in bf16 and, as AdamW steps, in fp32
+        (1, 400, 240, 160, 120),  # those in fp32 for good
+        (2, 400, 40, 0, 120),
+        (3, 100, 40, 40, 120),
     ],
 )
 def test_what_zero_shares_out_over_four_ranks(
-    stage: int, weights: int, gradients: int, optimizer: int
+    stage: int, weights: int, gradients: int, kept: int, optimizer: int
 ) -> None:
-    sizes = {True: 40, False: 160}
-    found = need(sizes, saved_per_image=1000, micro_batch=3, stage=stage, bf16=True, ranks=4)
+    found = needed(stage)
     assert (found.weights, found.gradients, found.optimizer) == (weights, gradients, optimizer)
+    assert (found.kept, found.host) == (kept, 0)
     assert found.activations == 1500  # half of fp32
-    assert found.memory == weights + optimizer + 1500  # gradients come as activations go
+    assert found.memory == weights + optimizer + kept + 1500  # others come as activations go
     assert found.checkpoint == 480
 
 
+@pytest.mark.parametrize(("stage", "kept"), [(0, 80), (1, 240), (2, 40), (3, 40)])
+def test_gradients_that_accumulate_lie_beside_activations(stage: int, kept: int) -> None:
+    found = needed(stage, accumulation=2)
+    assert found.kept == kept
+    assert found.memory == found.weights + found.optimizer + kept + 1500
+
+
 def test_an_optimizer_in_the_hosts_memory_takes_none_of_the_gpus() -> None:
-    sizes = {True: 40, False: 160}
-    how = {"micro_batch": 3, "stage": 2, "bf16": True, "ranks": 4, "offload": True}
-    found = need(sizes, saved_per_image=1000, **how)
-    assert (found.optimizer, found.gradients, found.memory) == (0, 0, 400 + 1500)
+    cpu = {"device": "cpu"}
+    found = needed(2, offload_optimizer=cpu)
+    assert (found.weights, found.optimizer, found.gradients, found.host) == (400, 0, 40, 160)
+    assert found.memory == 400 + 1500 and "GB of the host's memory" in found.line()
+    found = needed(3, offload_optimizer=cpu, offload_param=cpu)
+    assert (found.weights, found.optimizer, found.gradients, found.host) == (0, 0, 0, 300)
+    assert needed(2, offload_optimizer={"device": "none"}) == needed(2)
 
 
-def test_in_fp32_weights_are_their_own_masters() -> None:
-    sizes = {True: 10, False: 5}
-    found = need(sizes, saved_per_image=7, micro_batch=2, stage=0, bf16=False, ranks=8)
-    assert (found.weights, found.optimizer, found.activations) == (60, 80, 14)
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimizer"),
+    [(0, 800, 160, 320), (1, 800, 160, 120), (2, 800, 40, 120), (3, 200, 40, 120)],
+)
+def test_in_fp32_without_zero_weights_are_their_own_masters(
+    stage: int, weights: int, gradients: int, optimizer: int
+) -> None:
+    found = needed(stage, bf16=False)
+    assert (found.weights, found.gradients, found.optimizer) == (weights, gradients, optimizer)
+    assert found.activations == 3000
 
 
 def test_the_model_stays_as_it_was(tmp_path: Any) -> None:
