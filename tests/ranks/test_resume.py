@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from llm_mde import dist
 from llm_mde.errors import CheckpointError, ConfigError
 from llm_mde.recipes import dump
 from llm_mde.training import checkpoint
-from llm_mde.training.ds import read_ds
 from llm_mde.training.stopping import DONE, REQUEUE
 from tests.support.ranks import run_ranks
 from tests.support.training import LORA, begin, ds_json, make_shards, tiny_config, watched_run
@@ -41,6 +39,8 @@ OTHERS = {
     "accumulation 1": ({"train__batch": 4}, {}),
     "bf16 and a running mean": ({"optim__ema": 0.8}, {"bf16": {"enabled": True}}),
 }
+# What of it lies in the host's memory: ZeRO stage, DeepSpeed's JSON beside the shipped one.
+OFFLOADED = {"offload 2": (2, {}), "offload 3": (3, {}), "offload 3, bf16": (3, OTHERS["bf16"][1])}
 CLOCKS = ("time", "train/img_per_s", "train/seconds", "train/memory_gb")
 
 
@@ -60,8 +60,8 @@ def run_cases(rank, folder):
         seen |= poisoned_runs(folder, stage)
         if stage == 2:  # before 3, which changes torch's linear layer for the rest of a process
             seen["other saves"] = [run(folder, "other saves", 2, {"train__save_steps": 3})]
-            seen |= offloaded_runs(folder)
             seen |= damaged_runs(folder)
+        seen |= offloaded_runs(folder, stage)
     seen["again"] = [run(folder, "whole1", 1)]
     refuse_foreign(folder)
     refuse_unknown(folder)
@@ -69,20 +69,21 @@ def run_cases(rank, folder):
     torch.save(seen, folder / f"rank{rank}.pt")
 
 
-def run(folder, name, stage, changes=None, ds=None, **how):
+def run(folder, name, stage, changes=None, ds=None, *, offload=False, **how):
     config = tiny_config(folder / "shards", folder, name, **CHANGES | (changes or {}))
-    return watched_run(config, ds_json(stage, **ds or {}), **how)
+    return watched_run(config, ds_json(stage, offload=offload, **ds or {}), **how)
 
 
-def offloaded_runs(folder):
-    ds = read_ds(Path("launch/ds/zero2_offload.json"))
-
-    def run_it(name, stop_at=None):
-        config = tiny_config(folder / "shards", folder, name, **CHANGES)
-        return watched_run(config, ds, stop_at=stop_at)
-
-    parts = [run_it("offload parts", stop_at=stop) for stop in (3, None)]
-    return {"offload": [run_it("offload")], "offload, parts": parts}
+def offloaded_runs(folder, stage):
+    seen = {}
+    for name, (of_stage, more) in OFFLOADED.items():
+        if of_stage == stage:
+            how = {"ds": more, "offload": True}
+            seen[name] = [run(folder, name, stage, **how)]
+            seen[f"{name}, parts"] = [
+                run(folder, f"{name} parts", stage, stop_at=stop, **how) for stop in (3, None)
+            ]
+    return seen
 
 
 def poisoned_runs(folder, stage):
@@ -214,11 +215,15 @@ def test_so_is_one_without_accumulation_or_in_bf16(ran, name, stage):
         assert_the_same(whole, parts)
 
 
-def test_an_optimizer_on_the_cpu_moves_nothing(ran):
+@pytest.mark.parametrize("name", OFFLOADED)
+def test_what_lies_in_the_hosts_memory_moves_nothing(ran, name):
+    stage, more = OFFLOADED[name]
     for rank in (0, 1):
-        [whole], parts = ran[rank]["offload"], ran[rank]["offload, parts"]
+        [whole], parts = ran[rank][name], ran[rank][f"{name}, parts"]
         assert_the_same(whole, parts)
-        assert whole.train() == pytest.approx(ran[rank]["whole 2"][0].train(), rel=1e-6)
+        [there] = ran[rank][f"bf16, whole {stage}" if more else f"whole {stage}"]
+        # Masters are cut otherwise, so that the norm of the gradients is summed otherwise.
+        assert whole.train() == pytest.approx(there.train(), rel=1e-5)
 
 
 def test_saves_move_nothing(ran):

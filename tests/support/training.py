@@ -71,12 +71,14 @@ LORA = {
 }
 
 
-def ds_json(stage: int, *, whole_below: int = 10_000, **more: Any) -> dict[str, Any]:
+def ds_json(
+    stage: int, *, whole_below: int = 10_000, offload: bool = False, **more: Any
+) -> dict[str, Any]:
     """DeepSpeed's JSON as shipped, but ZeRO-3 splits weights of `whole_below` numbers or more.
 
     E (402 x 128) is split then, and M (16 x 402) with a lower bound.
     """
-    ds = read_ds(Path(f"launch/ds/zero{stage}.json"))
+    ds = read_ds(Path(f"launch/ds/zero{stage}{'_offload' if offload else ''}.json"))
     if stage == 3:
         ds["zero_optimization"]["stage3_param_persistence_threshold"] = whole_below
     return ds | more
