@@ -6,11 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import memory
 from llm_mde import dist
 from llm_mde.errors import ConfigError
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.scoring.losses import silog
-from llm_mde.training.engine import deepspeed, trained_state
+from llm_mde.training.ds import read_ds
+from llm_mde.training.engine import (
+    deepspeed,
+    parameter_groups,
+    resolve_ds,
+    start,
+    trained_state,
+)
+from llm_mde.training.preflight import sizes
+from llm_mde.training.state import make_moments
 from llm_mde.training.stopping import DONE
 from llm_mde.training.validate import validate
 from tests.support.ranks import run_ranks
@@ -21,6 +31,7 @@ TUNED = {"full": {}, "lora": LORA}
 ACCUMULATED = {"train__batch": 8, "train__max_steps": 4}
 COMPILED = {"train__compile": True}
 BF16 = {"bf16": {"enabled": True}}
+SHIPPED = sorted(Path("launch/ds").glob("*.json"))
 # Of 20 steps of `full 0`: fp32, two ranks, no ZeRO.
 GOLDEN = (
     *(9.72581, 7.31612, 7.50255, 5.94139, 6.74657, 6.65334, 5.23666, 5.87469, 5.61665, 5.72971),
@@ -77,6 +88,7 @@ def run_cases(rank, folder):
     if world == 2:
         config = tiny_config(folder / "shards", runs, "cache")
         done |= {f"cache {stage}": cache_case(config, ds_json(stage)) for stage in (2, 3)}
+        done |= {path.stem: held_case(path, folder) for path in SHIPPED}
     torch.save(done, folder / f"world{world}-rank{rank}.pt")
 
 
@@ -105,6 +117,28 @@ def cache_case(config, ds):
     engine.destroy()
     run.tracker.close()
     return {"before": before, "after": after, "fresh": fresh, "whole": bool(state)}
+
+
+def held_case(path, folder):
+    """Bytes that a rank holds in two steps of the JSON as shipped, in bf16."""
+    config = tiny_config(folder, folder, path.stem, **LORA, train__batch=2, train__micro_batch=1)
+    ds = resolve_ds(read_ds(path), config, micro=1, world=2, cuda=True)
+    model = DepthModel(config.model, seed=config.seed)
+    count = sizes(model)
+    whole = dict.fromkeys(count, 0)  # so small that ZeRO-3 leaves them so, beside a part
+    for weight in model.parameters():
+        if weight.numel() <= 100_000:
+            whole[weight.requires_grad] += weight.numel()
+    groups = parameter_groups(model, config.optim)
+    largest = max(sum(weight.numel() for weight in group["params"]) for group in groups)
+    engine = start(model, config, ds=ds)
+    make_moments(engine)
+    held, batch = memory.Held(engine), memory.random_batch(config, 1, seed=dist.rank())
+    saved = [memory.step(engine, batch, "silog", held) for _ in range(2)]
+    engine.destroy()
+    return {
+        "held": held.most["cpu"], "saved": saved, "sizes": count, "whole": whole, "largest": largest
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +248,30 @@ def test_bf16_runs_near_fp32(ran, stage):
     assert largest_relative(losses(case)[:1], want[:1]) < 0.006
     statistics = {name: dtype for name, dtype in case["buffers"].items() if "running" in name}
     assert set(statistics.values()) == {torch.float32}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_what_a_rank_holds_under_each_shipped_json(ran, path):
+    stage, offload = int(path.stem[4]), path.stem.endswith("offload")
+    for rank in (0, 1):
+        case = ran[2][rank][path.stem]
+        frozen, trainable = case["sizes"][False], case["sizes"][True]
+        assert case["saved"][0] == case["saved"][1] > 0
+        part = trainable / (2 if stage else 1)
+        want = {  # bf16 weights, fp32 masters and moments
+            "frozen": 2 * frozen,
+            "trainable": 2 * trainable,
+            "gradients": 6 * trainable if stage < 2 else 4 * part * (2 if offload else 1),
+            "masters": 4 * part,
+            "moments": 8 * part,
+        }
+        if stage == 3:
+            want["frozen"] = frozen + 2 * case["whole"][False]
+            want["trainable"] = trainable + 2 * case["whole"][True]
+            if not offload:  # a copy of a group's as AdamW steps it
+                want["gradients"] += 4 * case["largest"] / 2
+        got = {name: case["held"][name] for name in memory.PARTS}
+        assert got == pytest.approx(want, rel=0.01), (rank, got)  # DeepSpeed pads
 
 
 def test_losses_stay_what_they_are(ran):
