@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from llm_mde.errors import ConfigError, LlmMdeError
-from llm_mde.launcher import cores, launcher_variables
+from llm_mde.launcher import cores, launcher_variables, local_ranks
 
 T = TypeVar("T")
 
@@ -35,7 +35,8 @@ class Ranks:
 
 PULSE_S = 2.0
 NEARLY = 0.8  # of the time-out
-NO_STORE = "rank 0, which keeps the list of ranks, does not answer"
+NO_STORE = "rank 0 on %s, which keeps the list of ranks, does not answer"
+GO_ON = "the same command goes on from the last checkpoint"
 LATE = 2.5  # pulses, after which a rank without one shows no sign of life
 
 
@@ -51,6 +52,7 @@ class Pulse:
         """Begins to beat."""
         self.rank, self.world, self.turns, self._store = rank, world, 0, store
         self._patience_s, self._told = NEARLY * timeout_s, False
+        self._no_store = NO_STORE % os.environ["MASTER_ADDR"]
         self._over, self._blaming = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._beat, args=(store.clone(),), daemon=True)
         self._thread.start()
@@ -76,13 +78,15 @@ class Pulse:
                 return
             self._over.wait(PULSE_S)
 
-    def blame(self) -> None:
-        """Say, once, which ranks this one waits for, if there are any; takes some seconds."""
+    def blame(self) -> bool:
+        """Say, once, which ranks this one waits for; whether there are any. Takes some seconds."""
         with self._blaming:
             missing = [] if self._told else self.missing()
             if missing:
                 self._told = True
-                logger.error("rank %d waits in vain: %s", self.rank, "; ".join(missing))
+                who = "; ".join(missing)
+                logger.error("rank %d waits in vain: %s; %s", self.rank, who, GO_ON)
+        return self._told
 
     def missing(self) -> list[str]:
         """Ranks that show no sign of life or are behind, in words."""
@@ -90,14 +94,14 @@ class Pulse:
         reader = threading.Thread(target=lambda: found.append(self._missing()), daemon=True)
         reader.start()
         reader.join(2 * LATE * PULSE_S)  # a store whose host is stopped does not even time out
-        return found[0] if found else [NO_STORE]
+        return found[0] if found else [self._no_store]
 
     def _missing(self) -> list[str]:
         before = self._read()
         time.sleep(LATE * PULSE_S)
         after = self._read()
         if before is None or after is None:
-            return [NO_STORE]
+            return [self._no_store]
         most = max((turns for _, turns, _ in after.values()), default=0)
         found = []
         for rank in (one for one in range(self.world) if one != self.rank):
@@ -138,8 +142,7 @@ def join(*, timeout_s: float = 1800.0, deterministic: bool = False) -> Ranks:
     if cuda:
         _take_gpu()
     elif "OMP_NUM_THREADS" not in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        torch.set_num_threads(max(1, cores() // local))
+        torch.set_num_threads(max(1, cores() // local_ranks(os.environ)))
     timeout = timedelta(seconds=timeout_s)
     store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
     dist.init_process_group(
@@ -153,6 +156,11 @@ def join(*, timeout_s: float = 1800.0, deterministic: bool = False) -> Ranks:
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return Ranks(rank, world, local_rank, device, pulse)
+
+
+def failed_in_group(error: RuntimeError) -> bool:
+    """Whether others are the reason, who did not come to a collective, or left."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def limit_waiting(groups: Iterable[Any], *, timeout_s: float) -> None:

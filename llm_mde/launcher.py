@@ -56,6 +56,12 @@ def launcher_variables(found: Mapping[str, str]) -> dict[str, str]:
     return variables
 
 
+def local_ranks(found: Mapping[str, str]) -> int:
+    """Ranks on this host as torchrun or deepspeed tells; all of them where neither does."""
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
+    return int(next(found[name] for name in names if name in found))
+
+
 def first_host(nodelist: str) -> str:
     """`gpu01` of SLURM's `gpu[01-04,07],big3`: the node of task 0."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist)

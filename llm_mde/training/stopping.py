@@ -10,8 +10,8 @@ from llm_mde.launcher import launchers
 
 logger = logging.getLogger(__name__)
 
-# Exit codes: complete; saved and asks to be requeued; saved after Ctrl-C.
-DONE, REQUEUE, INTERRUPTED = 0, 75, 130
+# Exit codes: complete; other ranks are missing; saved and asks to be requeued; saved after Ctrl-C.
+DONE, LOST, REQUEUE, INTERRUPTED = 0, 1, 75, 130
 SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE}
 
 Asked = Callable[[], int | None]

@@ -24,7 +24,7 @@ from llm_mde.training.preflight import Need, check
 from llm_mde.training.record import open_record
 from llm_mde.training.run import Export, Run, Standing
 from llm_mde.training.statistics import StepStatistics
-from llm_mde.training.stopping import DONE, Asked, stop_requests
+from llm_mde.training.stopping import DONE, LOST, Asked, stop_requests
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +70,9 @@ def train(
         with stop_requests(deadline) as asked, alone(config):
             run, standing = prepare(config, ds, ranks=ranks, resume=resume, export=export)
             return follow(run, standing, asked=asked)
-    except RuntimeError:  # of torch, in a collective that others did not come to, perhaps
-        if ranks.pulse:
-            ranks.pulse.blame()
+    except RuntimeError as error:  # of torch, in a collective that others did not come to, perhaps
+        if ranks.pulse and ranks.pulse.blame() and dist.failed_in_group(error):
+            raise SystemExit(LOST) from error  # it is said who; where this rank waited says nothing
         raise
     finally:
         dist.leave(ranks)

@@ -63,6 +63,13 @@ def test_several_ranks_without_a_meeting_point_are_refused():
         launcher.launcher_variables({"RANK": "1", "WORLD_SIZE": "2"})
 
 
+def test_ranks_of_this_host_are_what_its_launcher_says():
+    assert launcher.local_ranks({"WORLD_SIZE": "4"}) == 4
+    deepspeed = {"WORLD_SIZE": "16", "LOCAL_SIZE": "2"}
+    assert launcher.local_ranks(deepspeed) == 2
+    assert launcher.local_ranks(deepspeed | {"LOCAL_WORLD_SIZE": "8"}) == 8
+
+
 @pytest.mark.parametrize(
     ("nodelist", "first"),
     [
