@@ -8,25 +8,27 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from llm_mde.data.cache import DiskCache
+from llm_mde.data.store import Pause, download, failures, file_system
 from llm_mde.errors import ConfigError, DataError
 
 SCHEMES = ("file", "s3", "gs", "hf", "memory")  # an allow-list: fsspec knows some that run code
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 
 
 class ShardFolder:
     """Files of one folder by name (`train-000000.tar`, `splits/train.txt`). Picklable."""
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, *, cache: DiskCache | None = None) -> None:
         """Name a folder; nothing is touched yet.
 
-        url: a path, or a URL of one of `SCHEMES`.
+        url: a path, or a URL of one of `SCHEMES`. cache: keeps samples of a URL on a local disk.
 
         Raises:
             ConfigError: another scheme.
@@ -40,6 +42,7 @@ class ShardFolder:
             raise ConfigError(f"{url}: expected a folder or a URL with one of {known}")
         self.local = Path(rest if separator else url).resolve() if self.scheme == "file" else None
         self.url = str(self.local or str(url).rstrip("/"))
+        self.cache = None if self.local else cache
 
     def __str__(self) -> str:
         return self.url
@@ -95,10 +98,12 @@ class ShardFolder:
         with self._errors(name):
             if self.local is not None:
                 return (self.local / name).read_bytes()
-            return bytes(self._remote().cat_file(self.at(name)))
+            return download(self.at(name), scheme=self.scheme)
 
-    def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """`size` bytes of a file from `offset` on, both inside the file.
+    def read_range(self, name: str, offset: int, size: int, *, pause: Pause = time.sleep) -> bytes:
+        """`size` bytes of a file from an `offset` inside it on, fewer at its end.
+
+        pause: waits between tries over a bad network.
 
         Raises:
             DataError: it is missing or cannot be read.
@@ -108,7 +113,8 @@ class ShardFolder:
                 with (self.local / name).open("rb") as file:
                     file.seek(offset)
                     return file.read(size)
-            return bytes(self._remote().cat_file(self.at(name), start=offset, end=offset + size))
+            end = offset + size
+            return download(self.at(name), scheme=self.scheme, start=offset, end=end, pause=pause)
 
     def write(self, name: str, content: bytes) -> None:
         """A whole file at once, replacing an older one.
@@ -173,17 +179,7 @@ class ShardFolder:
 
     def _remote(self) -> Any:
         """The file system behind a URL."""
-        import fsspec
-
-        try:
-            # no cache of listings: what is written here by others must be seen
-            return fsspec.filesystem(self.scheme, use_listings_cache=False)
-        except ImportError as error:
-            package = PACKAGES[self.scheme]
-            raise ConfigError(
-                f"{self.url}: {self.scheme}:// needs the package {package}, which is not "
-                f"installed; run 'pip install {package}'"
-            ) from error
+        return file_system(self.scheme)
 
     @contextmanager
     def _errors(self, name: str, what: str = "read") -> Iterator[None]:
@@ -191,8 +187,10 @@ class ShardFolder:
             yield
         except FileNotFoundError as error:
             raise DataError(f"{self.at(name)}: not found") from error
-        except _failures(self.scheme) as error:
+        except failures(self.scheme) as error:
             remedy = "free space or choose another folder" if what == "written" else "try again"
+            if isinstance(error, PermissionError):
+                remedy = "see to its permissions and your credentials"
             raise DataError(f"{self.at(name)}: cannot be {what} ({error}); {remedy}") from error
 
 
@@ -203,20 +201,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _failures(scheme: str) -> tuple[type[Exception], ...]:
-    """What a missing credential, a lost network or a full disk raises."""
-    found: list[type[Exception]] = [OSError]
-    with suppress(ImportError):  # not installed: `_remote` says so
-        if scheme == "s3":
-            from botocore.exceptions import BotoCoreError, ClientError
-
-            found += [BotoCoreError, ClientError]
-        if scheme == "gs":
-            from aiohttp import ClientError as HttpClientError
-            from gcsfs.retry import HttpError
-            from google.auth.exceptions import GoogleAuthError
-
-            found += [HttpClientError, HttpError, GoogleAuthError]
-    return tuple(found)

@@ -16,8 +16,8 @@ ROOMS = (
     ("nyu.", "synth"),
     (
         "data.",
-        "folder record members index sources shard lists layout workers estimate claim merge "
-        "report pack scan verify show plan augment pixels stream",
+        "store cache folder record members index samples sources shard lists layout workers "
+        "estimate claim merge report pack scan verify show plan augment pixels stream",
     ),
     ("model.", "vit vocabulary language prompt prototypes reprogram lora head depth_model"),
     ("scoring.", "losses metrics protocols baselines evaluate"),
@@ -45,7 +45,7 @@ HOMES = {
     "deepspeed": {"training.engine", "training.state"},
     "mlflow": {"tracking.mlflow"},
     "h5py": {"nyu.labeled"},
-    "huggingface_hub": {"model.vit", "training.doctor", "inference.pretrained"},
+    "huggingface_hub": {"data.store", "model.vit", "training.doctor", "inference.pretrained"},
     "onnxruntime": {"inference.export"},
     "numba": {"nyu.compiled"},
     "threadpoolctl": {"data.shard"},
@@ -53,7 +53,7 @@ HOMES = {
     "ray": {"studies.trials", "data.workers"},
     "torch.distributed": {"dist"},
     "rich": {"progress"},
-    "fsspec": {"data.folder"},
+    "fsspec": {"data.store"},
     "typer": {
         "cli",
         *(f"commands.{name}" for name in ["options", "shards", "models", "studies", "track"]),
