@@ -1,18 +1,15 @@
-"""The index of a shard folder: where each sample lies, and its verified bytes. No torch."""
+"""The index of a shard folder: where each sample lies. No torch."""
 
-import hashlib
 import json
-import os
 import re
 import sys
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from llm_mde.data.folder import ShardFolder
-from llm_mde.data.members import KEY, MAX_SAMPLE_BYTES, sample_members
+from llm_mde.data.members import KEY, MAX_SAMPLE_BYTES
 from llm_mde.errors import DataError
 
 FORMAT_VERSION = 2
@@ -21,7 +18,6 @@ FILES = "files.jsonl"
 MANIFEST = "pack.json"
 UNFINISHED = "unfinished"  # folder of notes, gone when the pack is complete
 PLAN = f"{UNFINISHED}/plan.json"
-OPEN_SHARDS = 256  # more than the streams of a rank; well below the usual limit of 1024 files
 DIGEST = re.compile(r"[0-9a-f]{64}")
 MAX_OFFSET = 2**50  # a shard of a pebibyte; far above, an offset is no number the system takes
 SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}\.tar")
@@ -222,61 +218,3 @@ def _countable(row: object) -> bool:
 
 def _described(row: Mapping[str, Any]) -> bool:
     return _count(row.get("bytes")) and DIGEST.fullmatch(str(row.get("sha256"))) is not None
-
-
-class Shards:
-    """The shards of a folder, read by byte range; the latest local ones stay open.
-
-    Loader processes get none of what is open; fsspec makes a new file system in each process.
-    """
-
-    def __init__(self, folder: ShardFolder | Path | str) -> None:
-        self.folder = shard_folder(folder)
-        self._open: OrderedDict[str, int] = OrderedDict()
-
-    def read(self, entry: Entry) -> dict[str, Any]:
-        """One sample's members, verified: {"__key__", "__url__", "rgb.jpg", ...}.
-
-        Raises:
-            DataError: a missing shard, or bytes that differ from the index.
-        """
-        url = self.folder.at(entry.shard)
-        where = f"{url}, sample {entry.key}"
-        span = self._span(entry, where)
-        if hashlib.sha256(span).hexdigest() != entry.sha256:
-            raise DataError(
-                f"{where}: {len(span)} bytes at {entry.offset} do not match the index's checksum; "
-                "the shard is damaged, pack again"
-            )
-        names = {"__key__": entry.key, "__url__": url}
-        return names | sample_members(span, key=entry.key, where=where)
-
-    def _span(self, entry: Entry, where: str) -> bytes:
-        if self.folder.local is None:
-            try:
-                return self.folder.read_range(entry.shard, entry.offset, entry.size)
-            except DataError as error:
-                raise DataError(f"{where}: {error}") from error
-        try:
-            return os.pread(self._descriptor(entry.shard), entry.size, entry.offset)
-        except OSError as error:
-            raise DataError(f"{where}: {error.strerror}; the index lists it, pack again") from error
-
-    def _descriptor(self, shard: str) -> int:
-        if shard not in self._open:
-            if len(self._open) == OPEN_SHARDS:
-                os.close(self._open.popitem(last=False)[1])
-            self._open[shard] = os.open(self.folder.at(shard), os.O_RDONLY)
-        self._open.move_to_end(shard)
-        return self._open[shard]
-
-    def close(self) -> None:
-        """Close what is open; a later read opens again."""
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_open": OrderedDict()}  # descriptors stay in their process
-
-    def __del__(self) -> None:
-        self.close()

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llm_mde.data import record
-from llm_mde.data.index import Entry, Index, Shards
+from llm_mde.data.index import Entry, Index
+from llm_mde.data.samples import Shards
 from llm_mde.errors import ConfigError, DataError
 
 Frame = tuple[NDArray[np.uint8], NDArray[np.uint16]]
@@ -107,7 +108,7 @@ def depths(
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
     """Depth in metres and valid, (H, W), of every n-th sample: what the baselines are fitted on."""
     shards = Shards(index.folder)
-    for entry in index.entries[::every]:
+    for entry in shards.ahead(index.entries[::every], lambda entry: [entry]):
         try:
             depth_mm = decode(shards, entry, draft=(1, 1))[1]
         except DataError:

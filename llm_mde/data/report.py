@@ -18,9 +18,10 @@ from PIL import Image
 
 from llm_mde.data import record
 from llm_mde.data.folder import ShardFolder
-from llm_mde.data.index import FILES, INDEX, Shards, read_entry
+from llm_mde.data.index import FILES, INDEX, read_entry
 from llm_mde.data.lists import split_of, spread_entries
 from llm_mde.data.members import CHUNK_BYTES, Stream
+from llm_mde.data.samples import Shards
 from llm_mde.data.shard import DAMAGED
 from llm_mde.progress import duration
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from llm_mde.data import record
 from llm_mde.data.folder import ShardFolder
-from llm_mde.data.index import INDEX, Entry, Shards, read_entries
+from llm_mde.data.index import INDEX, Entry, read_entries
 from llm_mde.data.members import BLOCK, Place, Stream, walk
+from llm_mde.data.samples import Shards
 from llm_mde.errors import ConfigError, DataError
 
 ENDS = 3  # keys named at each end of a shard

@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from llm_mde.config import AugmentConfig
 from llm_mde.data.augment import augment, draw
-from llm_mde.data.index import Entry, Index, Shards
+from llm_mde.data.index import Entry, Index
 from llm_mde.data.pixels import (
     Frame,
     Shape,
@@ -29,10 +30,13 @@ from llm_mde.data.pixels import (
     to_images,
 )
 from llm_mde.data.plan import Part, Plan, every_sample_once
+from llm_mde.data.samples import Shards
 from llm_mde.errors import DataError, LlmMdeError
 
 Batch = dict[str, Any]
 DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # loader processes
+Micro = tuple[int, list[int], list[Entry]]
+"""Epoch, positions in it and samples of one micro-batch."""
 
 
 def _worker() -> tuple[int, int]:
@@ -49,7 +53,7 @@ class Planned:
     def __init__(self, index: Index, plan: Plan, *, part: Part, epoch: int, start: int) -> None:
         self.index, self.plan, self.part, self.at = index, plan, part, (epoch, start)
 
-    def __call__(self) -> Iterator[tuple[int, list[int], list[Entry]]]:
+    def __call__(self) -> Iterator[Micro]:
         """Endless; workers take micro-batches in turn, and turns go on across epochs."""
         worker, workers = _worker()
         epoch, start = self.at
@@ -103,12 +107,15 @@ class Prepare:
             lost[entry.key] = str(error)
             return blank(self.shape.size)
 
-    def __call__(self, source: Iterable[tuple[int, list[int], list[Entry]]]) -> Iterator[Batch]:
+    def _wanted(self, item: Micro) -> list[Entry]:
+        return [entry for entry in item[2] if self.cache is None or entry.key not in self.cache]
+
+    def __call__(self, source: Iterable[Micro]) -> Iterator[Batch]:
         """Micro-batches: image uint8 (B, 3, h, w), depth (B, 1, h, w) metres, valid, key, epoch.
 
         And lost: why samples of the batch are blank, by key.
         """
-        for epoch, positions, entries in source:
+        for epoch, positions, entries in self.shards.ahead(source, self._wanted):
             lost: dict[str, str] = {}
             pairs = [self._resized_or_blank(entry, lost) for entry in entries]
             rgbs, depths_mm = zip(*pairs, strict=True)
@@ -135,9 +142,10 @@ class Evaluation:
         """
         worker, workers = _worker()
         entries = self.index.entries
-        for turn, batch in enumerate(every_sample_once(len(entries), self.batch, self.part)):
-            if turn % workers == worker:
-                yield self._batch([entries[at] for at, _ in batch], [real for _, real in batch])
+        batches = every_sample_once(len(entries), self.batch, self.part)
+        mine = islice(batches, worker, None, workers)
+        for batch in self.shards.ahead(mine, lambda batch: [entries[at] for at, _ in batch]):
+            yield self._batch([entries[at] for at, _ in batch], [real for _, real in batch])
 
     def _batch(self, entries: list[Entry], real: list[bool]) -> Batch:
         frames, lost = self._frames(entries)

@@ -13,10 +13,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from llm_mde.data.index import Shards, open_index
+from llm_mde.data.index import open_index
 from llm_mde.data.layout import PackSettings
 from llm_mde.data.pack import pack
 from llm_mde.data.pixels import depths
+from llm_mde.data.samples import Shards
 from llm_mde.errors import DataError
 from llm_mde.figures import Sample, learning_curve, sample_sheet
 from llm_mde.inference.predict import predict

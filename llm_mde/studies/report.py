@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from llm_mde.config import ModelConfig
-from llm_mde.data.index import Entry, Index, Shards
+from llm_mde.data.index import Entry, Index
 from llm_mde.data.lists import evenly_spaced
 from llm_mde.data.pixels import decode, to_metres
+from llm_mde.data.samples import Shards
 from llm_mde.errors import CheckpointError
 from llm_mde.figures import Compared, variants_sheet
 from llm_mde.inference.adapter import find, load

@@ -9,8 +9,9 @@ import pytest
 
 from llm_mde.data import record
 from llm_mde.data.folder import ShardFolder
-from llm_mde.data.index import Entry, Shards, open_index, read_entry
+from llm_mde.data.index import Entry, open_index, read_entry
 from llm_mde.data.members import Stream, read_header, sample_members, walk
+from llm_mde.data.samples import Shards
 from llm_mde.errors import ConfigError, DataError
 from tests.support.shards import frame, rows, write_rows, write_shards
 

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from llm_mde.config import AugmentConfig
-from llm_mde.data import index as index_module
+from llm_mde.data import samples as samples_module
 from llm_mde.data.folder import ShardFolder
-from llm_mde.data.index import Shards, open_index
+from llm_mde.data.index import open_index
 from llm_mde.data.pixels import Shape, depths, resize_image, resize_nearest, to_metres
 from llm_mde.data.plan import Part, Plan
+from llm_mde.data.samples import Shards
 from llm_mde.data.stream import Batches, evaluation_batches, training_batches
 from llm_mde.errors import ConfigError, DataError
 from tests.support.rawscene import write_scene
@@ -410,7 +411,7 @@ def test_spread_takes_evenly_spaced_samples(folder):
 
 
 def test_shards_keep_few_files_open_and_travel_without_them(folder, monkeypatch):
-    monkeypatch.setattr(index_module, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(samples_module, "OPEN_SHARDS", 2)
     index = open_index(folder, "train")
     shards = Shards(folder)
     before = len(os.listdir("/proc/self/fd"))
