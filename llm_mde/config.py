@@ -172,6 +172,10 @@ class DataConfig(Frozen):
     """Loader processes of each rank; 0 loads in the training process."""
     cache: bool = False
     """Keep resized samples in memory, 0.25 MB each at 224x224, in each rank or loader process."""
+    disk_cache: AbsolutePath | None = None
+    """Folder on a local disk of each host that keeps samples of a URL; None: nothing is kept."""
+    disk_cache_gb: float = Field(50.0, gt=0)
+    """Its bound in GB (2**30 bytes)."""
     max_lost: int = Field(0, ge=0)
     """Damaged samples that training goes on without; 0: the first one stops the run."""
     augment: AugmentConfig = AugmentConfig()

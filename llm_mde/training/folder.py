@@ -26,6 +26,7 @@ FREE_TO_CHANGE = (
     "data.shards",
     "data.workers",
     "data.cache",
+    "data.disk_cache",  # and its bound
     "data.max_lost",
     "train.log_every",
     "train.save_every",

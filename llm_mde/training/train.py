@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_mde import dist
-from llm_mde.config import Config
+from llm_mde.config import Config, DataConfig
+from llm_mde.data.cache import DiskCache
+from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import Index, open_index
 from llm_mde.data.pixels import Shape
 from llm_mde.data.plan import Part, Plan
@@ -20,7 +22,7 @@ from llm_mde.training.ds import read_ds
 from llm_mde.training.engine import Engine, micro_batch, resolve_ds, start
 from llm_mde.training.folder import alone, check_same, claim, identities, settings_of
 from llm_mde.training.loop import fit
-from llm_mde.training.preflight import Need, check
+from llm_mde.training.preflight import GB, Need, check
 from llm_mde.training.record import open_record
 from llm_mde.training.run import Export, Run, Standing
 from llm_mde.training.statistics import StepStatistics
@@ -61,7 +63,7 @@ def train(
             logging.getLogger("llm_mde").setLevel(logging.WARNING)
         ds = read_ds(ds_config)
         if dry_run:
-            made = draft(config, ds, ranks=ranks, resume=resume)
+            made = draft(config, ds, ranks=ranks, resume=resume, cache=None)
             _say_plan(made, ranks)
             if made.found:
                 logger.info("goes on from %s, step %d", made.found, made.standing.step)
@@ -113,7 +115,28 @@ class Draft:
         return Shape(model.image_size, self.model.vit.interpolation, model.max_depth)
 
 
-def draft(config: Config, ds: dict[str, Any], *, ranks: dist.Ranks, resume: str) -> Draft:
+def _disk_cache(data: DataConfig) -> DiskCache | None:
+    """This host's cache for samples of a URL, if one is asked for; collective."""
+    if data.disk_cache is None or ShardFolder(data.shards or ".").local:
+        return None
+    cache, problem = DiskCache(data.disk_cache, limit=int(data.disk_cache_gb * GB)), None
+    try:
+        held = cache.prepare()
+        logger.info("%s keeps samples: %.1f of %g GB", cache.folder, held / GB, data.disk_cache_gb)
+    except ConfigError as error:  # perhaps on one host alone
+        problem = error
+    dist.raise_together(problem)
+    return cache
+
+
+def draft(
+    config: Config,
+    ds: dict[str, Any],
+    *,
+    ranks: dist.Ranks,
+    resume: str,
+    cache: DiskCache | None,
+) -> Draft:
     """Reads and checks everything that a run needs; collective, inside a process group.
 
     Arguments and errors as in `train`; `ds` is DeepSpeed's JSON as written.
@@ -127,8 +150,9 @@ def draft(config: Config, ds: dict[str, Any], *, ranks: dist.Ranks, resume: str)
             "data.shards: expected a folder written by 'llm-mde pack', got nothing; "
             "add --set data.shards=DIR"
         )
-    train_index = open_index(config.data.shards, config.data.train_split)
-    val_index = open_index(config.data.shards, config.data.val_split)
+    folder = ShardFolder(config.data.shards, cache=cache)
+    train_index = open_index(folder, config.data.train_split)
+    val_index = open_index(folder, config.data.val_split)
     plan = Plan(
         train_index.counts,
         batch=config.train.batch,
@@ -179,7 +203,8 @@ def prepare(
 
     Arguments and errors as in `draft` and `preflight`.
     """
-    made = draft(config, ds, ranks=ranks, resume=resume)
+    cache = _disk_cache(config.data)
+    made = draft(config, ds, ranks=ranks, resume=resume, cache=cache)
     found, standing = made.found, made.standing
     if not found:
         logger.info("%s", preflight(made, ranks).line())
