@@ -171,6 +171,27 @@ def test_processes_share_it_and_its_bound_holds_at_every_moment(cache):
     assert not list((cache.folder / "writing").iterdir())
 
 
+def test_killed_process_leaves_it_usable(cache):
+    context = multiprocessing.get_context("fork")
+    for turn in range(10):
+        began = context.Event()
+        process = context.Process(target=hammer, args=(cache, turn, began))
+        process.start()
+        began.set()
+        time.sleep(0.005 * turn)
+        process.kill()
+        process.join()
+        assert held(cache.folder) <= 5500
+    for left in (cache.folder / "writing").iterdir():
+        os.utime(left, (0, 0))
+    again = DiskCache(cache.folder, limit=5500)
+    again.prepare()
+    again.put(*sample(100))
+    assert again.get(sample(100)[0])
+    assert all(again.get(path.name) for path in cache.folder.glob("samples/*/*"))
+    assert held(cache.folder) <= 5500
+
+
 def test_shards_of_a_url_are_kept_and_heal(tmp_path, cache, monkeypatch):
     local = write_shards(tmp_path / "pack", [3])
     url = f"memory://{uuid.uuid4().hex}/pack"
