@@ -1,5 +1,6 @@
 """The running mean of the weights: what it is, who sees it, and that training does not."""
 
+import functools
 import json
 from unittest.mock import patch
 
@@ -15,7 +16,7 @@ from tests.support.training import ds_json, make_shards, tiny_config, watched_ru
 
 DECAY = 0.8
 CASES = {
-    **{f"stage {stage}": ds_json(stage) for stage in (0, 1, 2, 3)},
+    **{f"stage {stage}": ds_json(stage) for stage in (0, 2)},
     "split": ds_json(3, whole_below=0),
     "bf16": ds_json(2, bf16={"enabled": True}),
 }
@@ -86,6 +87,7 @@ def test_it_is_the_mean_that_its_decay_says(ran, name):
     assert got.sort().values == pytest.approx(want.sort().values, rel=1e-5)
 
 
+@functools.cache
 def model(folder, name):
     config = tiny_config(folder / "shards", folder, name, **RUN)
     return DepthModel(config.model, seed=config.seed)
@@ -104,10 +106,9 @@ def test_it_is_scored_and_exported_and_trains_nothing(ran, name):
     exported = torch.load(folder / name / "exported.pt")
     mean = saved(folder, name, "ema.safetensors")
     assert set(exported) == set(mean)
-    rounds = name == "bf16"
+    fp32 = mean if name != "bf16" else running_statistics(model(folder, name))
     for key, value in exported.items():
-        norm = key in running_statistics(model(folder, name))
-        want = mean[key].bfloat16().float() if rounds and not norm else mean[key]
+        want = mean[key] if key in fp32 else mean[key].bfloat16().float()
         assert torch.equal(value, want), key
     assert run.train() == plain.train()
     assert {k: v for k, v in run.files.items() if k != "ema.safetensors"} == plain.files
