@@ -40,7 +40,11 @@ OTHERS = {
     "bf16 and a running mean": ({"optim__ema": 0.8}, {"bf16": {"enabled": True}}),
 }
 # What of it lies in the host's memory: ZeRO stage, DeepSpeed's JSON beside the shipped one.
-OFFLOADED = {"offload 2": (2, {}), "offload 3": (3, {}), "offload 3, bf16": (3, OTHERS["bf16"][1])}
+OFFLOADED = {
+    "offload 2": (2, {}),
+    "offload 3": (3, {}),
+    "offload 3, bf16": (3, {"bf16": {"enabled": True}}),
+}
 CLOCKS = ("time", "train/img_per_s", "train/seconds", "train/memory_gb")
 
 
