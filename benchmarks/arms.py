@@ -19,6 +19,7 @@ from llm_mde.model.depth_model import DepthModel
 from llm_mde.model.head import Head
 from llm_mde.model.reprogram import word_scale
 from llm_mde.model.vit import seeded_rng
+from llm_mde.recipes import put
 from llm_mde.scoring.losses import silog
 
 SIZE = (96, 128)
@@ -31,10 +32,19 @@ ARMS = {
     "vit_head": "ViT + head, no language",
     "no_llm": "Eq. 1 and prototypes, no BERT",
     "random_bert": "ours, BERT drawn anew",
-    "half": "ours, the first half of BERT's layers",
     "ours": "ours, pretrained BERT",
     "authors": "authors' formulation",
     "authors_metres": "the same, 10 m range, our loss",
+}
+# Ours with one setting of the model each that may help: fewer of BERT's six layers, a prompt that
+# does not look at the image or none, BERT as it is, LoRA whose steps move BERT four times as far.
+REMEDIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "half": ("ours, the first half of BERT's layers", {"llm.layers": 3}),
+    "one_layer": ("ours, BERT's first layer", {"llm.layers": 1}),
+    "fixed_prompt": ("ours, a fixed prompt", {"prompt": "fixed"}),
+    "no_prompt": ("ours, no prompt", {"prompt": "none"}),
+    "frozen_bert": ("ours, BERT frozen", {"llm.tune": "frozen"}),
+    "lora_x4": ("ours, four times LoRA's alpha", {"llm.lora.alpha": 128}),
 }
 # Ours with one departure each, to see which of them matters; one acts only without a prompt.
 SINGLE = {
@@ -85,10 +95,9 @@ def bert_folder() -> str:
 
 def build(arm: str, seed: int, llm: str) -> nn.Module:
     """An arm's network, which maps uint8 RGB to log depth; `llm` is the name of the BERT."""
+    if arm in REMEDIES:
+        return DepthModel(_config(seed, llm, REMEDIES[arm][1]), seed=seed)
     base = DepthModel(_config(seed, llm), seed=seed)
-    if arm == "half":
-        layers = base.language.model.config.num_hidden_layers // 2
-        return DepthModel(_config(seed, llm, layers=layers), seed=seed)
     if arm in ("vit_head", "no_llm"):
         return WithoutLlm(base, reprogram=arm == "no_llm", seed=HEAD + seed)
     if arm.startswith("authors"):
@@ -126,14 +135,13 @@ def redraw(bert: nn.Module, *, seed: int) -> None:
                     layer.bias.zero_()
 
 
-def _config(seed: int, llm: str, *, layers: int | None = None) -> ModelConfig:
+def _config(seed: int, llm: str, changes: dict[str, Any] | None = None) -> ModelConfig:
     # No dropout: some hundred steps overfit nothing, and with it a BERT learns more slowly.
     tree: dict[str, Any] = {
         "image_size": SIZE,
         "vit": {"name": f"random:tiny:{seed}", "tune": "full"},
         "llm": {
             "name": llm,
-            "layers": layers,
             "dropout": 0,
             "tune": "lora",
             "lora": {"r": 16, "alpha": 32, "dropout": 0},
@@ -141,4 +149,6 @@ def _config(seed: int, llm: str, *, layers: int | None = None) -> ModelConfig:
         "reprogram": {"prototypes": 128, "dropout": 0},
         "head": {"widths": [64, 64, 32, 16]},
     }
+    for dotted, value in (changes or {}).items():
+        put(tree, dotted, value)
     return ModelConfig.model_validate(tree)

@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.arms import ARMS, SINGLE
+from benchmarks.arms import ARMS, REMEDIES, SINGLE
 from benchmarks.learning_run import (
     METRICS,
     PROTOCOLS,
@@ -43,6 +43,7 @@ RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 DEFAULT_RATE = 5e-4
 TUNING_SEED, TUNING_SHARE = 100, 1 / 3
 SAME = 0.05  # arms whose steps cost as much as ours, within this, do not run twice
+TITLES = ARMS | SINGLE | {arm: title for arm, (title, _) in REMEDIES.items()}
 REFERENCES = ("vit_head", "ours")
 Result = dict[str, Any]
 
@@ -167,7 +168,7 @@ def table(results: Sequence[Result]) -> list[str]:
     heads += [f"abs_rel minus {arm}'s" for arm in others]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for arm, by_seed in by_arm.items():
-        cells = [(ARMS | SINGLE)[arm], *_cost(list(by_seed.values()))]
+        cells = [TITLES[arm], *_cost(list(by_seed.values()))]
         for protocol in PROTOCOLS:
             for metric in METRICS:
                 cells.append(spread(_scores(by_seed, f"{protocol}/{metric}")))
@@ -205,7 +206,7 @@ def main() -> None:
     names = [name for name in SETTINGS if name != "tune"]
     parser.add_argument("--work", type=Path, required=True, help="folder for data and results")
     parser.add_argument("--settings", nargs="+", choices=names, default=["kinect"])
-    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *SINGLE], default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(TITLES), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--cpu-minutes", type=float, help="in place of --steps")

@@ -70,7 +70,7 @@ def test_each_arm_trains_these_parts() -> None:
     everything = shared | {"prototypes", "reprogram", "language"}
     assert parts("vit_head") == shared
     assert parts("no_llm") == everything - {"language"}
-    for arm in ("ours", "half", "random_bert", "authors", "authors_metres"):
+    for arm in ("ours", "one_layer", "random_bert", "authors", "authors_metres"):
         assert parts(arm) == everything
         names = trainable(build(arm, 0, LLM))
         assert all(".lora_" in name for name in names if name.startswith("language."))
@@ -117,8 +117,8 @@ def test_random_bert_is_the_same_network_with_other_weights() -> None:
     assert weight.std().item() == pytest.approx(arms.BERT_STD, rel=0.05)
 
 
-def test_half_starts_as_ours_does_and_has_half_the_layers() -> None:
-    ours, half = (build(arm, 0, LLM).state_dict() for arm in ("ours", "half"))
+def test_fewer_layers_start_as_ours_do() -> None:
+    ours, half = (build(arm, 0, LLM).state_dict() for arm in ("ours", "one_layer"))
     assert {name for name in ours if name not in half} == {
         name
         for name in ours
