@@ -59,7 +59,12 @@ class Need:
 
 
 def need(
-    sizes: Mapping[bool, int], *, saved_per_image: int, ds: Mapping[str, Any], ranks: int
+    sizes: Mapping[bool, int],
+    *,
+    saved_per_image: int,
+    ds: Mapping[str, Any],
+    ranks: int,
+    mean: bool = False,
 ) -> Need:
     """What a run needs under DeepSpeed's JSON.
 
@@ -72,6 +77,7 @@ def need(
         saved_per_image: bytes that the forward pass of one image keeps for the backward pass, fp32.
         ds: DeepSpeed's JSON, resolved.
         ranks: of the run.
+        mean: with a running mean of the weights.
     """
     zero, bf16 = ds["zero_optimization"], ds["bf16"]["enabled"]
     stage, width = zero.get("stage", 0), FP32 // 2 if bf16 else FP32
@@ -79,7 +85,8 @@ def need(
     trainable, part = sizes[True], sizes[True] * FP32 // ranks
 
     weights = sum(sizes.values()) * width // (ranks if stage >= 3 else 1)
-    optimizer = 3 * part if stage else trainable * FP32 * (3 if bf16 else 2)
+    copies = 3 + mean  # masters, two moments
+    optimizer = copies * part if stage else trainable * FP32 * (copies if bf16 else copies - 1)
     if stage >= 2:  # fp32
         gradients = part
         kept = part if stage == 3 or accumulates else 0
@@ -100,7 +107,7 @@ def need(
         optimizer=optimizer,
         activations=saved_per_image * ds["train_micro_batch_size_per_gpu"] * width // FP32,
         host=host,
-        checkpoint=3 * trainable * FP32,
+        checkpoint=copies * trainable * FP32,
     )
 
 
@@ -131,7 +138,8 @@ def check(
         ConfigError: a trainable weight gets no gradient, or memory or disk are too small.
     """
     saved = saved_bytes(model, batch, config)
-    found = need(sizes(model), saved_per_image=saved, ds=ds, ranks=ranks)
+    mean = config.optim.ema is not None
+    found = need(sizes(model), saved_per_image=saved, ds=ds, ranks=ranks, mean=mean)
     if memory is not None and found.memory > memory:
         raise ConfigError(
             f"{found.line()}, but the GPU has {memory / GB:.2f} GB; lower train.micro_batch, or "

@@ -39,7 +39,9 @@ def checked(model: DepthModel, config: Any, *, memory: int | None = None) -> pre
     return check(model, batch(), config, ds=DS, ranks=2, memory=memory)
 
 
-def needed(stage: int, *, bf16: bool = True, accumulation: int = 1, **zero: Any) -> preflight.Need:
+def needed(
+    stage: int, *, bf16: bool = True, accumulation: int = 1, mean: bool = False, **zero: Any
+) -> preflight.Need:
     """Of 40 trainable and 160 frozen weights on four ranks."""
     ds = {
         "train_micro_batch_size_per_gpu": 3,
@@ -47,7 +49,7 @@ def needed(stage: int, *, bf16: bool = True, accumulation: int = 1, **zero: Any)
         "zero_optimization": {"stage": stage, **zero},
         "bf16": {"enabled": bf16},
     }
-    return need({True: 40, False: 160}, saved_per_image=1000, ds=ds, ranks=4)
+    return need({True: 40, False: 160}, saved_per_image=1000, ds=ds, ranks=4, mean=mean)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,15 @@ def test_gradients_that_accumulate_lie_beside_activations(stage: int, kept: int)
     found = needed(stage, accumulation=2)
     assert found.kept == kept
     assert found.memory == found.weights + found.optimizer + kept + 1500
+
+
+@pytest.mark.parametrize(
+    ("stage", "bf16", "more"), [(0, True, 160), (0, False, 160), (2, True, 40)]
+)
+def test_a_running_mean_is_one_more_copy_of_the_masters(stage: int, bf16: bool, more: int) -> None:
+    found, plain = (needed(stage, bf16=bf16, mean=mean) for mean in (True, False))
+    assert found.optimizer == plain.optimizer + more
+    assert found.checkpoint == 640
 
 
 def test_an_optimizer_in_the_hosts_memory_takes_none_of_the_gpus() -> None:
