@@ -296,9 +296,3 @@ def raise_together(problem: LlmMdeError | None) -> None:
 def totals(counts: list[int]) -> list[int]:
     """Sums over ranks, on every rank."""
     return [int(total) for total in all_reduce_sum(torch.tensor(counts)).tolist()]
-
-
-def barrier() -> None:
-    """Wait for every rank."""
-    if world() > 1:
-        dist.barrier()

@@ -107,12 +107,12 @@ def damaged_runs(folder):
     for name, hurt in DAMAGES.items():
         if dist.rank() == 0:
             hurt(newest)
-        dist.barrier()
+        dist.all_agree(True)
         with warnings() as heard:
             seen[name] = [run(folder, "whole2", 2)]
         seen[f"{name}, heard"] = heard
         seen[f"{name}, afterwards"] = checkpoint.problem(newest)
-        dist.barrier()  # before the next damage
+        dist.all_agree(True)  # before the next damage
     return seen
 
 

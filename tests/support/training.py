@@ -172,7 +172,7 @@ def watch(
         seen.code = train.follow(run, standing, asked=lambda: stops[0] if stops else None)
     seen.moments, seen.lr = moments(run.engine), list(run.engine.get_lr())
     seen.state = trained_state(run.engine)
-    dist.barrier()
+    dist.all_agree(True)
     newest = checkpoint.choose(run.config.run_dir / "checkpoints", "auto")
     if newest:
         seen.files = json.loads((newest / checkpoint.MANIFEST).read_text())["files"]
