@@ -94,7 +94,7 @@ def _adam(engine: Engine) -> torch.optim.Optimizer:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def make_moments(engine: Engine, *, mean: bool) -> None:
+def make_moments(engine: Engine, *, mean: bool = False) -> None:
     """AdamW's state as it stands before the first step; before `write` and `restore`.
 
     mean: with a running mean of the weights, which begins as they are.

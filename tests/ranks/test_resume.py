@@ -225,7 +225,7 @@ def test_what_lies_in_the_hosts_memory_moves_nothing(ran, name):
     for rank in (0, 1):
         [whole], parts = ran[rank][name], ran[rank][f"{name}, parts"]
         assert_the_same(whole, parts)
-        [there] = ran[rank][f"bf16, whole {stage}" if more else f"whole {stage}"]
+        [there] = ran[rank][f"bf16 and a running mean, whole {stage}" if more else f"whole {stage}"]
         # Masters are cut otherwise, so that the norm of the gradients is summed otherwise.
         assert whole.train() == pytest.approx(there.train(), rel=1e-5)
 

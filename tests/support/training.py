@@ -111,8 +111,8 @@ class Watched:
 def moments(engine: Any) -> list[Tensor]:
     """AdamW's own state on this rank, in the order of its groups."""
     adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    states = list(adam.state.values())
-    return [torch.as_tensor(state[name]).clone() for state in states for name in sorted(state)]
+    names = ("exp_avg", "exp_avg_sq", "step")  # a running mean's padding is what memory held
+    return [torch.as_tensor(one[name]).clone() for one in adam.state.values() for name in names]
 
 
 def begin(config: Config, ds: dict[str, Any], *, resume: str = "auto"):
