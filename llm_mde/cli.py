@@ -26,7 +26,10 @@ LAUNCHER_WORD = re.compile(r"--local[_-]rank=\d+")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command: 0 done, 2 the user's mistake, 75 saved: requeue me, 130 interrupted."""
+    """Run one command: 0 done, 2 the user's mistake, 75 saved: requeue me, 130 interrupted.
+
+    1 is a command's own: an experiment lost a row, a run its other ranks.
+    """
     log_to_stderr()
     words = sys.argv[1:] if argv is None else argv
     # The DeepSpeed launcher puts this first, even before the command; LOCAL_RANK says the same.

@@ -20,5 +20,9 @@ class DataError(LlmMdeError):
     """A raw scene, shard, image or folder that is missing, broken or of the wrong kind."""
 
 
+class StoreError(DataError):
+    """A store of files that cannot be reached, or refuses; what lies in it may be whole."""
+
+
 class CheckpointError(LlmMdeError):
     """A checkpoint, adapter or backbone that is missing, damaged or made for another model."""

@@ -100,7 +100,7 @@ class DiskCache:
     def _reserved(self, staged: Path, final: Path, size: int) -> bool:
         """Make a file of this size to write to, if it is wanted and there is room."""
         with self._ledger() as ledger:
-            if final.exists():
+            if not self._keeps or final.exists():  # full as of a thread that was here before
                 return False
             used = _read(ledger, self._measured)
             if used + size > self.limit:
@@ -110,8 +110,8 @@ class DiskCache:
             if room:
                 with staged.open("xb") as file:
                     file.truncate(size)  # counts from now on, for who lists the folder
+            self._keeps = room
         if not room:
-            self._keeps = False
             logger.info("%s: full of samples of this run; others are fetched anew", self.folder)
         return room
 

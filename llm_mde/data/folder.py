@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from llm_mde.data.cache import DiskCache
 from llm_mde.data.store import Pause, download, failures, file_system
-from llm_mde.errors import ConfigError, DataError
+from llm_mde.errors import ConfigError, DataError, StoreError
 
 SCHEMES = ("file", "s3", "gs", "hf", "memory")  # an allow-list: fsspec knows some that run code
 
@@ -183,15 +183,16 @@ class ShardFolder:
 
     @contextmanager
     def _errors(self, name: str, what: str = "read") -> Iterator[None]:
+        kind = DataError if self.local else StoreError
         try:
             yield
         except FileNotFoundError as error:
-            raise DataError(f"{self.at(name)}: not found") from error
+            raise kind(f"{self.at(name)}: not found") from error
         except failures(self.scheme) as error:
             remedy = "free space or choose another folder" if what == "written" else "try again"
             if isinstance(error, PermissionError):
                 remedy = "see to its permissions and your credentials"
-            raise DataError(f"{self.at(name)}: cannot be {what} ({error}); {remedy}") from error
+            raise kind(f"{self.at(name)}: cannot be {what} ({error}); {remedy}") from error
 
 
 def _sync(path: Path) -> None:

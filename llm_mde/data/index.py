@@ -173,6 +173,8 @@ def read_entry(line: bytes, where: str) -> Entry:
         raise DataError(f"{where}: expected offset and size in bytes, 0 or more; pack again")
     if size > MAX_SAMPLE_BYTES:
         raise DataError(f"{where}: {size} bytes, expected at most {MAX_SAMPLE_BYTES}")
+    if DIGEST.fullmatch(sha256) is None:  # it names files of a cache
+        raise DataError(f"{where}: expected a sha256 in hex, got {sha256!a:.99}; pack again")
     return entry._replace(shard=sys.intern(shard))  # one text for all samples of a shard
 
 

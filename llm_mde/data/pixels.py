@@ -13,7 +13,7 @@ from torch import Tensor
 from llm_mde.data import record
 from llm_mde.data.index import Entry, Index
 from llm_mde.data.samples import Shards
-from llm_mde.errors import ConfigError, DataError
+from llm_mde.errors import ConfigError, DataError, StoreError
 
 Frame = tuple[NDArray[np.uint8], NDArray[np.uint16]]
 """Rgb (H, W, 3) and depth (H, W) in mm."""
@@ -111,8 +111,8 @@ def depths(
     for entry in shards.ahead(index.entries[::every], lambda entry: [entry]):
         try:
             depth_mm = decode(shards, entry, draft=(1, 1))[1]
-        except DataError:
-            if skip_damaged:
+        except DataError as error:
+            if skip_damaged and not isinstance(error, StoreError):
                 continue
             raise
         yield to_metres(depth_mm, max_depth)

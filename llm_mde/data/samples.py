@@ -16,7 +16,7 @@ from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import Entry, shard_folder
 from llm_mde.data.members import sample_members
 from llm_mde.data.store import CONNECTIONS, Pause
-from llm_mde.errors import DataError
+from llm_mde.errors import DataError, StoreError
 
 OPEN_SHARDS = 256  # more than the streams of a rank; well below the usual limit of 1024 files
 AHEAD_BYTES = 32 * 2**20  # about a hundred frames of 640x480
@@ -70,7 +70,9 @@ class Shards:
         self._coming.clear()
         try:
             for item in items:
-                entries = [entry for entry in wanted(item) if entry not in self._coming]
+                entries = [
+                    entry for entry in dict.fromkeys(wanted(item)) if entry not in self._coming
+                ]
                 for entry in entries:
                     self._coming[entry] = Future()
                     fetch = partial(self._verified, entry, stop.wait)
@@ -105,8 +107,8 @@ class Shards:
         if self.folder.local is None:
             try:
                 return self.folder.read_range(entry.shard, entry.offset, entry.size, pause=pause)
-            except DataError as error:
-                raise DataError(f"{where}: {error}") from error
+            except StoreError as error:
+                raise StoreError(f"{where}: {error}") from error
         try:
             return os.pread(self._descriptor(entry.shard), entry.size, entry.offset)
         except OSError as error:

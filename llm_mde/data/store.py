@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from llm_mde.errors import ConfigError, DataError
+from llm_mde.errors import ConfigError, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def download(
     """Bytes [start, end) of a file, or all from `start` on; fewer where the file ends before.
 
     Raises:
-        DataError: nothing came for `PATIENCE_S`, in spite of all tries.
+        StoreError: nothing came for `PATIENCE_S`, in spite of all tries.
         Exception: one of `failures`, where another try would not help.
     """
     got, tries, since = bytearray(), 0, time.monotonic()
@@ -116,13 +116,13 @@ def download(
         # Not all at once; and forked processes would share the numbers of a seeded generator.
         wait *= random.SystemRandom().uniform(0.5, 1)
         if time.monotonic() + wait - since > PATIENCE_S:
-            raise DataError(
+            raise StoreError(
                 f"{at}: nothing came in {tries} tries, {time.monotonic() - since:.0f} s "
                 f"({_said(why)}); see to the network and the store, and run the same command again"
             ) from why
         logger.warning("%s: %s; try %d in %.1f s", at, _said(why), tries + 1, wait)
         if pause(wait):
-            raise DataError(f"{at}: no longer wanted") from why
+            raise StoreError(f"{at}: no longer wanted") from why
 
 
 def _pour(url: str, scheme: str, start: int, end: int | None, got: bytearray) -> None:

@@ -4,12 +4,14 @@ The pipeline is a `wds.DataPipeline` behind a source stage of ours that follows 
 index (shard, offset, size, checksum): the stock readers lose half a damaged shard without an error.
 """
 
-import multiprocessing
+import logging
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import islice
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, popen_forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 import torch
@@ -31,7 +33,8 @@ from llm_mde.data.pixels import (
 )
 from llm_mde.data.plan import Part, Plan, every_sample_once
 from llm_mde.data.samples import Shards
-from llm_mde.errors import DataError, LlmMdeError
+from llm_mde.errors import DataError, LlmMdeError, StoreError
+from llm_mde.progress import log_to_stderr
 
 Batch = dict[str, Any]
 DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # loader processes
@@ -102,7 +105,7 @@ class Prepare:
         try:
             return self._resized(entry)
         except DataError as error:
-            if not self.blanks:
+            if not self.blanks or isinstance(error, StoreError):
                 raise
             lost[entry.key] = str(error)
             return blank(self.shape.size)
@@ -181,7 +184,7 @@ class Evaluation:
             try:
                 frames[entry] = decode(self.shards, entry)
             except DataError as error:
-                if not self.blanks:
+                if not self.blanks or isinstance(error, StoreError):
                     raise
                 lost[entry] = str(error)
         sizes = [depth_mm.shape for _, depth_mm in frames.values()] or [self.shape.size]
@@ -196,15 +199,29 @@ def _as_value(source: Iterable[Batch]) -> Iterator[Batch | LlmMdeError]:
         yield error
 
 
+class _Popen(popen_forkserver.Popen):
+    def terminate(self) -> None:
+        """As at the end of a program that left its loaders at work: they do not hear SIGTERM."""
+        self.kill()
+
+
+class _Loader(ForkServerProcess):
+    _Popen = staticmethod(_Popen)
+
+
+class _Context(ForkServerContext):
+    Process = _Loader
+
+
 @cache
-def _loader_context() -> Any:
+def _loader_context() -> ForkServerContext:
     """How loader processes start: as forks of a server without threads, with this module loaded.
 
     A rank has threads (signs of life, MLflow, CUDA); its fork would have their locks as they stand,
     held perhaps. The server and its forks hear no signals: a launcher sends them to every process
     of a job, but the rank itself decides what to do, and stays fed.
     """
-    context = multiprocessing.get_context("forkserver")
+    context = _Context()
     context.set_forkserver_preload([__name__])
     resource_tracker.ensure_running()  # at its first start it would lift the block again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF_TO)
@@ -213,6 +230,20 @@ def _loader_context() -> Any:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def _log_level() -> int | None:
+    """How much this process says on stderr; None where it left that to others."""
+    logger = logging.getLogger("llm_mde")
+    return logger.level if logger.handlers else None
+
+
+def _start_worker(worker: int, *, level: int | None) -> None:
+    # The server ends, and its forks with it, once no one else holds this pipe: when the rank does,
+    # however it dies. Forks have it from the server.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    if level is not None:
+        log_to_stderr(level)
 
 
 class Batches:
@@ -226,6 +257,7 @@ class Batches:
                 batch_size=None,
                 num_workers=workers,
                 multiprocessing_context=_loader_context(),
+                worker_init_fn=partial(_start_worker, level=_log_level()),
                 pin_memory=torch.cuda.is_available(),
             )
 

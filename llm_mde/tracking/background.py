@@ -61,7 +61,7 @@ class Background(Tracker):
 
     def close(self, status: Status = "finished") -> None:
         """Send what waits and end the run, in at most CLOSE_S seconds."""
-        self._put(lambda tracker: tracker.close(status))
+        self._calls.put(lambda tracker: tracker.close(status))
         self._calls.put(None)
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
@@ -69,5 +69,5 @@ class Background(Tracker):
                 "mlflow: the store is slow, not everything was sent in %g s; "
                 "'llm-mde track sync %s' sends it", CLOSE_S, self._run_dir,
             )  # fmt: skip
-        elif self._error:
-            raise self._error
+        elif self._error:  # not raised: perhaps another error has ended the run
+            logger.error("mlflow: the record ended early", exc_info=self._error)

@@ -86,6 +86,11 @@ def resolve_ds(
     if bf16.get("enabled", "auto") == "auto":
         bf16["enabled"] = cuda  # bf16 on a CPU without bf16 units is ten times slower than fp32
     stage = merged.setdefault("zero_optimization", {"stage": 0}).get("stage", 0)
+    if stage == 3 and config.train.compile:
+        raise ConfigError(
+            "train.compile: expected ZeRO 0, 1 or 2, got 3, which fetches weights inside the "
+            "network; take another ds_config or leave it out"
+        )
     if bf16["enabled"] and stage:
         merged.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     merged.setdefault("steps_per_print", 2**31 - 1)
@@ -163,7 +168,7 @@ def start(model: DepthModel, config: Config, *, ds: dict[str, Any]) -> Engine:
     optim, stage = config.optim, ds["zero_optimization"].get("stage", 0)
     plain = not (stage or ds["bf16"]["enabled"])
     if config.train.compile:
-        _compile(model, stage=stage)
+        _compile(model)
     optimizer = (GuardedAdamW if plain else torch.optim.AdamW)(
         parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps
     )
@@ -187,12 +192,7 @@ def start(model: DepthModel, config: Config, *, ds: dict[str, Any]) -> Engine:
     return engine
 
 
-def _compile(model: DepthModel, *, stage: int) -> None:
-    if stage == 3:
-        raise ConfigError(
-            "train.compile: expected ZeRO 0, 1 or 2, got 3, which fetches weights inside the "
-            "network; take another ds_config or leave it out"
-        )
+def _compile(model: DepthModel) -> None:
     from torch._inductor import config as inductor  # seconds, for those who compile
 
     inductor.fallback_random = True  # dropout draws what it draws without

@@ -155,7 +155,7 @@ def averaged(engine: Engine, means: dict[str, Tensor]) -> Iterator[None]:
 def _exchange(weight: Tensor, value: Tensor) -> Tensor:
     """Put another value in, on all ranks; the one before."""
     with whole(weight, changed=True):
-        before = weight.clone()
+        before = weight.detach().to("cpu", copy=True)  # whole, also of what ZeRO 3 shares out
         weight.copy_(value)
     return before
 

@@ -13,7 +13,7 @@ from llm_mde.data.index import Index, open_index
 from llm_mde.data.pixels import Shape
 from llm_mde.data.plan import Part, Plan
 from llm_mde.data.stream import training_batches
-from llm_mde.errors import ConfigError
+from llm_mde.errors import ConfigError, DataError
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.scoring.baselines import Baselines, baselines_of
 from llm_mde.tracking.tracker import Status
@@ -87,6 +87,10 @@ def follow(run: Run, standing: Standing, *, asked: Asked) -> int:
         code = fit(run, standing, asked=asked)
         status = "finished" if code == DONE else "killed"
         return code
+    except RuntimeError:
+        if run.ranks.pulse:
+            run.ranks.pulse.blame()  # before others end, and seem to be missing
+        raise
     finally:
         run.tracker.close(status)
 
@@ -123,8 +127,8 @@ def _disk_cache(data: DataConfig) -> DiskCache | None:
     try:
         held = cache.prepare()
         logger.info("%s keeps samples: %.1f of %g GB", cache.folder, held / GB, data.disk_cache_gb)
-    except ConfigError as error:  # perhaps on one host alone
-        problem = error
+    except ConfigError as error:  # perhaps on one host alone: not what rank 0 says for all
+        problem = DataError(str(error))
     dist.raise_together(problem)
     return cache
 

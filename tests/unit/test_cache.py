@@ -15,7 +15,7 @@ from llm_mde.data.cache import DiskCache
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import open_index
 from llm_mde.data.samples import Shards
-from llm_mde.errors import ConfigError
+from llm_mde.errors import ConfigError, DataError
 from tests.support.shards import write_shards
 
 
@@ -236,7 +236,7 @@ def test_run_prepares_it_for_a_url_alone_and_may_change_it(tmp_path):
     made = train._disk_cache(DataConfig(shards="s3://a/b", **there))
     assert (made.folder, made.limit) == (tmp_path / "kept", 2**31)
     assert (tmp_path / "kept" / "writing").is_dir()
-    with pytest.raises(ConfigError, match=r"^data.disk_cache: .* cannot be written"):
+    with pytest.raises(DataError, match=r"^data.disk_cache: .* cannot be written"):
         train._disk_cache(
             DataConfig(shards="s3://a/b", disk_cache=tmp_path / "kept" / "used" / "x")
         )

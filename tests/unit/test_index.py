@@ -97,6 +97,7 @@ def test_key_twice_in_the_index_is_refused(tmp_path):
         b'{"key": "a\\u0000", "shard": "a.tar", "offset": 0, "size": 1, "sha256": ""}',
         b'{"key": "a/b", "shard": "a.tar", "offset": 0, "size": 1, "sha256": ""}',
         b'{"key": "a", "shard": "..", "offset": 0, "size": 1, "sha256": ""}',
+        b'{"key": "a", "shard": "b.tar", "offset": 0, "size": 1, "sha256": "/etc/passwd"}',
         b'{"key": "a", "shard": "b\\u0000.tar", "offset": 0, "size": 1, "sha256": ""}',
         b'{"key": "a", "shard": "b.tar", "offset": 1' + b"0" * 30 + b', "size": 1, "sha256": ""}',
         b'{"key": "a", "shard": "b.tar", "offset": true, "size": 1, "sha256": ""}',

@@ -2,10 +2,13 @@ import hashlib
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import uuid
 from itertools import islice
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +21,7 @@ from llm_mde.data.pixels import Shape, depths, resize_image, resize_nearest, to_
 from llm_mde.data.plan import Part, Plan
 from llm_mde.data.samples import Shards
 from llm_mde.data.stream import Batches, evaluation_batches, training_batches
-from llm_mde.errors import ConfigError, DataError
+from llm_mde.errors import ConfigError, DataError, StoreError
 from tests.support.rawscene import write_scene
 from tests.support.shards import frame, rows, write_rows, write_shards
 
@@ -335,6 +338,43 @@ def test_loader_processes_outlive_the_signals_of_a_launcher(folder):
     keys += [next(batches)["key"] for _ in range(12)]
     expected = [batch["key"] for batch in islice(batches_of(folder), 13)]
     assert keys == expected
+
+
+def test_loader_processes_end_with_a_rank_that_is_killed(folder):
+    code = (
+        "import sys, time; from tests.unit.test_stream import batches_of\n"
+        "batches = iter(batches_of(sys.argv[1], workers=2))\n"
+        "next(batches); print('fed', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
+    ) as rank:
+        assert rank.stdout.readline() == "fed\n"
+        left = psutil.Process(rank.pid).children(recursive=True)
+        assert len(left) >= 3  # a server and two loaders
+        rank.kill()
+    assert psutil.wait_procs(left, timeout=30)[1] == []
+
+
+def test_a_program_ends_that_leaves_its_loaders_at_work(folder):
+    code = (
+        "import sys; from tests.unit.test_stream import batches_of\n"
+        "batches = iter(batches_of(sys.argv[1], workers=2)); next(batches)\n"
+        "sys.kept = batches"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=60)
+
+
+def test_a_store_that_is_away_is_no_damaged_sample(folder, monkeypatch):
+    def away(*_, **__):
+        raise StoreError("nothing came in 8 tries")
+
+    monkeypatch.setattr(Shards, "_span", away)
+    with pytest.raises(StoreError, match="nothing came"):
+        next(iter(batches_of(folder, blanks=True)))
+    index = open_index(folder, "val")
+    with pytest.raises(StoreError, match="nothing came"):
+        next(iter(evaluation_batches(index, SHAPE, batch=1, part=Part(), blanks=True)))
 
 
 def test_mistake_of_ours_keeps_its_type():
