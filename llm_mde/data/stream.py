@@ -238,10 +238,11 @@ def _log_level() -> int | None:
     return logger.level if logger.handlers else None
 
 
-def _start_worker(worker: int, *, level: int | None) -> None:
+def _start_worker(worker: int, *, level: int | None, environment: dict[str, str]) -> None:
     # The server ends, and its forks with it, once no one else holds this pipe: when the rank does,
     # however it dies. Forks have it from the server.
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    os.environ.update(environment)  # the server's is that of the first loader
     if level is not None:
         log_to_stderr(level)
 
@@ -257,7 +258,9 @@ class Batches:
                 batch_size=None,
                 num_workers=workers,
                 multiprocessing_context=_loader_context(),
-                worker_init_fn=partial(_start_worker, level=_log_level()),
+                worker_init_fn=partial(
+                    _start_worker, level=_log_level(), environment=dict(os.environ)
+                ),
                 pin_memory=torch.cuda.is_available(),
             )
 

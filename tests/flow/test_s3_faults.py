@@ -194,8 +194,8 @@ def test_small_cache_keeps_its_bound_and_is_of_use(local, faults, tmp_path, work
             )
         assert held <= cache.limit
     assert_same(batches(local, workers=workers, epochs=5), far)
-    # From the third epoch on at the latest, it answers for a third of the samples at least.
-    assert len(faults.of(".tar")) <= 5 * EPOCH * 4 + 3 - 3 * len(sizes) // 3
+    # In five epochs it spares two thirds of one at least; how much depends on who comes first.
+    assert len(faults.of(".tar")) <= 5 * EPOCH * 4 + 3 - 2 * len(sizes) // 3
 
 
 def test_damaged_sample_in_the_cache_heals(local, faults, tmp_path, caplog):
