@@ -152,6 +152,6 @@ def test_help_loads_nothing_heavy(words):
 
 
 def test_environment_is_read_in_its_places():
-    writers = {"studies.trials", "studies.process"}  # for the processes they start
+    writers = {"studies.trials", "studies.process", "data.stream"}  # for the processes they start
     users = {name for name, path in MODULES.items() if "os.environ" in path.read_text("utf-8")}
     assert users <= {"config", "launcher", "dist"} | writers
