@@ -29,9 +29,8 @@ Task = tuple[Future[bytes], Callable[[], bytes]]
 class Shards:
     """The shards of a folder, read by byte range; the latest local ones stay open.
 
-    Local reads carry their own position, so forked loader processes may share the descriptors.
-    Nothing of a remote file system is kept: fsspec makes a new one in each process. Of what is
-    fetched ahead, nothing outlives `ahead`.
+    Loader processes get none of what is open; fsspec makes a new file system in each process. Of
+    what is fetched ahead, nothing outlives `ahead`.
     """
 
     def __init__(self, folder: ShardFolder | Path | str) -> None:

@@ -28,7 +28,6 @@ def check_collectives(rank):
     assert dist.from_rank_0({"rank": rank}) == {"rank": 0}
     assert dist.all_agree(True)
     assert not dist.all_agree(rank == 0)
-    dist.all_agree(True)
 
 
 def test_collectives_of_two_ranks_give_hand_values():

@@ -14,7 +14,6 @@ import torch
 from mlflow import MlflowClient
 
 from llm_mde.errors import DataError
-from llm_mde.recipes import dump
 from llm_mde.tracking import background
 from llm_mde.tracking.sync import sync
 from llm_mde.tracking.tracker import RunFolderTracker
@@ -35,13 +34,11 @@ def run_cases(rank, folder, stores):
         for name, uri in stores.items():
             tracking = {"tracking__mlflow": True, "tracking__uri": uri}
             config = tiny_config(folder / "shards", folder, name, **RUN, **tracking)
-            if rank == 0:
-                (folder / f"{name}.yaml").write_text(dump(config))
             seen[name] = watched_run(config, ds_json(1))
     places = ((validate, "sample_sheet"), (RunFolderTracker, "log"))
     for owner, name in places:
         config = tiny_config(folder / "shards", folder, f"full {name}", **RUN)
-        run, standing = begin(config, ds_json(1))
+        run, _ = begin(config, ds_json(1))
         with patch.object(owner, name, side_effect=FULL), pytest.raises(DataError) as caught:
             validate.validate(run, 1)
         seen[name] = str(caught.value), caught.value.said_elsewhere
