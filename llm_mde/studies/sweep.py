@@ -1,11 +1,8 @@
 """Sweeps: every trial is one run of the training program, a child of the sweep's run in MLflow."""
 
-import csv
 import logging
-import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,73 +12,15 @@ from llm_mde.errors import ConfigError
 from llm_mde.progress import duration
 from llm_mde.recipes import find
 from llm_mde.scoring.metrics import METRICS
+from llm_mde.studies.board import BOARD, Leaderboard, Row, ranked
 from llm_mde.studies.process import alone
 from llm_mde.studies.space import Space, read_space, trial_configs
 from llm_mde.studies.trials import SCORE, Ended, below, evaluations, run_trials, train
 from llm_mde.tracking.mlflow import MlflowTracker
 from llm_mde.tracking.tracker import Status
+from llm_mde.training.folder import write_whole
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One finished or failed trial."""
-
-    trial: str
-    settings: dict[str, Any]
-    """What the trial sets, by dotted path, as it ran."""
-    scores: dict[str, float]
-    """Numbers of its best evaluation; empty if it failed."""
-    seconds: float
-    error: str | None
-    """Why it failed."""
-
-
-@dataclass(frozen=True)
-class Leaderboard:
-    """Trials of a sweep, best first, failed ones last."""
-
-    name: str
-    folder: Path
-    rows: list[Row]
-
-    def payload(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "name": self.name,
-            "folder": str(self.folder),
-            "trials": [vars(r) for r in self.rows],
-        }
-
-    def table(self) -> list[list[str]]:
-        """Header and rows as text."""
-        paths = sorted({path for row in self.rows for path in row.settings})
-        metrics = [f"val/{name}" for name in METRICS]
-        head = ["trial", *paths, *metrics, "seconds", "error"]
-        body = [
-            [row.trial, *(f"{row.settings.get(path, '')}" for path in paths)]
-            + [f"{row.scores[m]:.4f}" if m in row.scores else "" for m in metrics]
-            + [f"{row.seconds:.0f}", row.error or ""]
-            for row in self.rows
-        ]
-        return [head, *body]
-
-    def lines(self) -> list[str]:
-        """The table for people: settings by their last two names, three metrics."""
-        head, *body = self.table()
-        keep = [
-            at for at, name in enumerate(head)
-            if not name.startswith("val/") or name in (SCORE, "val/rmse", "val/delta1")
-        ]  # fmt: skip
-        short = [head[at].removeprefix("model.").replace(".lora", "") for at in keep]
-        rows = [short] + [[row[at] for at in keep] for row in body]
-        widths = [max(len(row[at]) for row in rows) for at in range(len(short))]
-        lines = [
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return [*lines, f"leaderboard: {self.folder / 'leaderboard.csv'}"]
 
 
 def sweep(
@@ -146,7 +85,7 @@ def _run(
         ended = run_trials(works, folder=folder, concurrent=concurrent, of=len(works))
         rows = _rows(space, configs, ended)
         board = Leaderboard(space.name, folder, rows)
-        _write_board(board)
+        write_whole(folder / BOARD, board.csv())
         if parent is not None:
             _record(parent, board)
         status = "finished" if any(row.scores for row in rows) else "failed"
@@ -162,14 +101,6 @@ def _run(
     return board
 
 
-def _write_board(board: Leaderboard) -> None:
-    path = board.folder / "leaderboard.csv"
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(board.table())
-    os.replace(aside, path)
-
-
 def _record(parent: MlflowTracker, board: Leaderboard) -> None:
     best = board.rows[0].scores
     if best:
@@ -179,17 +110,24 @@ def _record(parent: MlflowTracker, board: Leaderboard) -> None:
 
 def _rows(space: Space, configs: Mapping[str, Config], ended: Mapping[str, Ended]) -> list[Row]:
     """One a trial, best first."""
-    rows = [_row(name, configs[name], ended[name], settings=space.trials[name]) for name in configs]
-    return sorted(rows, key=lambda row: row.scores.get(SCORE, float("inf")))
+    rows = (_row(name, configs[name], ended[name], settings=space.trials[name]) for name in configs)
+    return ranked(list(rows))
 
 
 def _row(name: str, config: Config, ended: Ended, *, settings: dict[str, Any]) -> Row:
-    as_ran = {path: _value(config, path) for path in settings}
-    rows = list(evaluations(config.run_dir))
-    if ended.error is not None or not rows:
-        return Row(name, as_ran, {}, ended.seconds, ended.error or "no evaluation")
-    best = min(rows, key=lambda row: row[SCORE])
-    return Row(name, as_ran, {k: v for k, v in best.items() if "/" in k}, ended.seconds, None)
+    found = list(evaluations(config.run_dir))
+    error = ended.error or (None if found else "no evaluation")
+    best = {} if error else min(found, key=lambda row: row[SCORE])
+    return Row(
+        trial=name,
+        seed=config.seed,
+        run=config.run_dir,
+        settings={path: _value(config, path) for path in settings},
+        scores={key: value for key, value in best.items() if "/" in key},
+        seconds=ended.seconds,
+        steps=found[-1]["step"] if found else 0,
+        error=error,
+    )
 
 
 def _value(config: Config, path: str) -> Any:

@@ -6,7 +6,8 @@ import pytest
 from mlflow import MlflowClient
 
 from llm_mde.recipes import shipped
-from llm_mde.studies.sweep import Leaderboard, sweep
+from llm_mde.studies.board import Leaderboard
+from llm_mde.studies.sweep import sweep
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
 from tests.support.shards import write_shards
 
