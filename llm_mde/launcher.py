@@ -11,8 +11,11 @@ import psutil
 
 from llm_mde.errors import ConfigError
 
-# In the command lines of launchers, which start modules of their own on each node.
-LAUNCHER = re.compile(r"(.*/)?(deepspeed|torchrun)|deepspeed\.launcher\..*|torch\.distributed\.run")
+# In the command lines of launchers, which start modules of their own on each node, and of the
+# workers that Ray gives its tasks to.
+LAUNCHER = re.compile(
+    r"(.*/)?(deepspeed|torchrun)|deepspeed\.launcher\..*|torch\.distributed\.run|ray::.*"
+)
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -83,7 +86,7 @@ class Launcher:
 
 
 def launchers() -> list[Launcher]:
-    """Of the processes above this one those of deepspeed and torchrun."""
+    """Of the processes above this one those of deepspeed, torchrun and Ray."""
     return [Launcher(one) for one in psutil.Process().parents() if _launches(one)]
 
 

@@ -4,12 +4,14 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +26,20 @@ class Report(Protocol):
         """Called often; cheap."""
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """To stderr as it is at that moment: a live table puts lines above itself."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Send this project's log lines to stderr, plain, so that stdout holds results alone."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("llm_mde")
     logger.handlers[:] = [handler]
@@ -95,3 +108,22 @@ def lines(title: str, unit: str) -> Report:
             logger.info("%s %d/%d | %s", title, done, total, speed)
 
     return report
+
+
+@contextmanager
+def live_table(
+    head: Sequence[str], rows: Callable[[], list[list[str]]], title: Callable[[], str]
+) -> Iterator[None]:
+    """While the block runs a terminal shows rows that change; elsewhere nothing is to be seen."""
+    if not sys.stderr.isatty():
+        yield
+        return
+
+    def table() -> Table:
+        made = Table(*head, title=title(), title_justify="left", box=None)
+        for row in rows():
+            made.add_row(*row)
+        return made
+
+    with Live(get_renderable=table, console=Console(stderr=True), refresh_per_second=1):
+        yield

@@ -115,13 +115,13 @@ def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 def _explain(item: dict[str, Any]) -> str:
     dotted = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"unknown key {dotted}, did you mean {_nearest(dotted)}?"
+        return f"unknown key {dotted}, did you mean {nearest(dotted)}?"
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     got = "" if isinstance(item["input"], dict | BaseModel) else f", got {item['input']!r}"
     return f"{dotted + ': ' if dotted else ''}{message[:1].lower() + message[1:]}{got}"
 
 
-def _nearest(dotted: str) -> str:
+def nearest(dotted: str) -> str:
     """The known path most like an unknown one, in its last word and as a whole."""
 
     def likeness(path: str) -> float:

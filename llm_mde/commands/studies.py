@@ -1,13 +1,14 @@
 """Runs of many runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from llm_mde.commands.options import DS_CONFIG, Config, DsConfig, Json, Sets, say
 
 FAILED = 1
+MAX_TRIALS = 500
 
 Tiny = Annotated[
     bool, typer.Option("--tiny", help="The base is a tiny model: ranks as the space divides them.")
@@ -23,21 +24,89 @@ def sweep(
     sets: Sets = None,
     ds_config: DsConfig = DS_CONFIG,
     tiny: Tiny = False,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each trial, under seeds that follow the base's.")
+    ] = 1,
+    searcher: Annotated[
+        Literal["random", "grid", "optuna"] | None,
+        typer.Option(
+            help="Draw by chance, take every combination, or let Optuna learn where to look.",
+            show_default="the space's, else random",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Trials drawn by chance.", show_default="the space's, else 16"),
+    ] = None,
+    scheduler: Annotated[
+        Literal["fifo", "asha", "median"] | None,
+        typer.Option(
+            help="Who is stopped early: nobody, all but the best of each rung, those below the "
+            "median.",
+            show_default="the space's, else fifo",
+        ),
+    ] = None,
+    max_trials: Annotated[
+        int, typer.Option(min=1, help="Refuse a space of more trials.")
+    ] = MAX_TRIALS,
     concurrent: Concurrent = None,
+    gpus_per_trial: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of a trial: a part of one, or several.", show_default="1"),
+    ] = None,
+    cpus_per_trial: Annotated[
+        int | None, typer.Option(min=1, help="Cores of a trial.", show_default="an equal part")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster that runs already, as auto or HOST:PORT; its nodes see the same "
+            "files.",
+            show_default="this machine alone",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Only go on: an error where nothing was begun.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and how long that takes.")
+    ] = False,
     as_json: Json = False,
-) -> None:
-    """Run a search space through Ray Tune and MLflow."""
-    from llm_mde.studies.sweep import sweep as run_sweep
+) -> int:
+    """Run a search space through Ray Tune and MLflow.
 
-    board = run_sweep(
+    The same command again goes on where it stopped; trials that are over do not run again. Ctrl-C
+    once: trials save and end; twice: at once. Exit code 1 if a trial failed.
+    """
+    from llm_mde.studies.share import Share
+    from llm_mde.studies.sweep_plan import begun, plan_sweep
+
+    search = {"searcher": searcher, "samples": samples, "scheduler": scheduler}
+    planned = plan_sweep(
         space,
         base=config,
         tiny=tiny,
         sets=sets or [],
         ds_config=ds_config,
-        concurrent=concurrent,
+        search={name: value for name, value in search.items() if value is not None},
+        seeds=seeds,
+        max_trials=max_trials,
     )
+    if resume:
+        begun(planned)
+    share = Share(concurrent, gpus_per_trial, cpus_per_trial)
+    if dry_run:
+        from llm_mde.studies.forecast import forecast
+
+        seen = forecast(planned, share)
+        say(seen.payload(), seen.lines(), as_json=as_json)
+        return 0
+    from llm_mde.studies.sweep import run_sweep
+
+    about = {"space": str(space), "base": str(planned.base.config), "sets": " ".join(sets or [])}
+    board = run_sweep(planned, share=share, address=address, about=about)
     say(board.payload(), board.lines(), as_json=as_json)
+    return FAILED if any(row.error for row in board.rows) else 0
 
 
 def experiment(

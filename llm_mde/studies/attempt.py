@@ -1,6 +1,7 @@
 """One trial of an experiment, as a Ray worker does it: train, score on every test, record."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,35 @@ from llm_mde.config import Config
 from llm_mde.studies.paper import UNTRAINED
 from llm_mde.studies.plan import Trial
 from llm_mde.studies.results import Cost, cost_of, tracked, write_result
-from llm_mde.studies.trials import Place, below, run_program, train
+from llm_mde.studies.trials import Place, Row, below, run_program, train
 from llm_mde.tracking.mlflow import MlflowTracker
 
 
-def attempt(place: Place, *, trial: Trial, parent_run_id: str | None, ds_config: Path) -> None:
+def attempt(
+    place: Place,
+    _: dict[str, Any],
+    *,
+    trials: Mapping[str, Trial],
+    parent_run_id: str | None,
+    ds_config: Path,
+) -> Iterator[Row]:
     """Train unless that is done, score, tell MLflow, and at the end write the result.
+
+    Args:
+        place: where, and which of the trials.
+        trials: by name of their runs.
+        parent_run_id: the experiment's run in MLflow.
+        ds_config: DeepSpeed's JSON.
 
     Raises:
         RuntimeError: a program failed; why, in one line.
     """
+    trial = trials[place.name]
     config = below(trial.config, parent_run_id)
     if trial.name == UNTRAINED:
         cost = _save_untrained(config)
     else:
-        train(place, config, ds_config)
+        yield from train(place, config, ds_config)
         cost = cost_of(config.run_dir)
     scored = {test: _score(place, config, test, keys) for test, keys in trial.tests.items()}
     if config.tracking.mlflow:
@@ -45,11 +60,10 @@ def _save_untrained(config: Config) -> Cost:
 
 def _score(place: Place, config: Config, test: str, keys: str) -> dict[str, Any]:
     """What `llm-mde eval` says of a key list."""
-    said: list[str] = []
     words = ["eval", str(config.run_dir), "--shards", str(config.data.shards)]
     words += ["--baselines", config.data.train_split]  # blind, but for what the model saw, too
     log = place.log(test)
-    run_program(place, [*words, "--split", keys, "--json"], log=log, each=said.append)
+    said = list(run_program(place, [*words, "--split", keys, "--json"], log=log))
     payload = next((line for line in said if line.startswith("{")), None)
     if payload is None:
         raise RuntimeError(f"no scores of {keys}; see {log}")

@@ -24,7 +24,13 @@ from llm_mde.inference.predict import predict
 from llm_mde.launcher import cores
 from llm_mde.nyu.synth import synth
 from llm_mde.progress import duration, progress
-from llm_mde.studies.process import environment, gpu_ids, launch_command, run_logged
+from llm_mde.studies.process import (
+    ProgramFailed,
+    environment,
+    gpu_ids,
+    launch_command,
+    run_logged,
+)
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
 from llm_mde.training.folder import write_whole
 
@@ -115,9 +121,11 @@ def _run(command: list[str], log: Path, *, each: Callable[[str], None]) -> None:
     """A step in processes of its own, with the cores shared out; its failure is ours."""
     logger.info("$ %s", shlex.join(command))
     env = environment(gpus=bool(gpu_ids()), threads=max(1, cores() // min(2, cores())))
-    code = run_logged(command, env=env, log=log, each=each)
-    if code:
-        raise DataError(f"{shlex.join(command[3:])} ended with exit code {code}; see {log}")
+    try:
+        for line in run_logged(command, env=env, log=log):
+            each(line)
+    except ProgramFailed as failed:
+        raise DataError(f"{shlex.join(command[3:])} {failed}; see {log}") from failed
 
 
 def _show(line: str) -> None:

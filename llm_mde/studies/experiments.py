@@ -23,12 +23,14 @@ from llm_mde.scoring.metrics import METRICS
 from llm_mde.studies import report
 from llm_mde.studies.agenda import Planned
 from llm_mde.studies.attempt import attempt
+from llm_mde.studies.live import Live
 from llm_mde.studies.paper import UNTRAINED, Outcome
 from llm_mde.studies.plan import Plan, Trial
 from llm_mde.studies.process import alone, gpu_ids
 from llm_mde.studies.results import outcomes_of
+from llm_mde.studies.share import Share
 from llm_mde.studies.summary import OURS, blocks
-from llm_mde.studies.trials import run_trials
+from llm_mde.studies.trials import How, run_trials
 from llm_mde.tracking.mlflow import MlflowTracker
 from llm_mde.tracking.tracker import Status
 
@@ -127,11 +129,13 @@ def _run_trials(
     if not todo:
         return {}
     run_id = parent.run_id if parent else None
-    works = {
-        trial.config.name: partial(attempt, trial=trial, parent_run_id=run_id, ds_config=ds_config)
-        for trial in todo
-    }
-    ended = run_trials(works, folder=made.folder, concurrent=concurrent, of=len(made.trials))
+    trials = {trial.config.name: trial for trial in todo}
+    work = partial(attempt, trials=trials, parent_run_id=run_id, ds_config=ds_config)
+    settings: dict[str, dict[str, Any]] = {name: {} for name in trials}
+    watch = Live({name: trial.steps for name, trial in trials.items()}, total=len(trials))
+    how = How(made.folder, Share(concurrent))
+    with watch.shown():
+        ended = run_trials(work, settings, how, of=len(made.trials), watch=watch)
     return {name: end.error for name, end in ended.items() if end.error is not None}
 
 

@@ -108,7 +108,7 @@ def _trial(
         )
     settings = flat(config) | ds | {f"{use} samples": digest for use, (_, digest) in found.items()}
     trains = name != UNTRAINED
-    steps = config.train.max_steps or config.train.epochs * (images // batch)
+    steps = planned_steps(config, images)
     return Trial(
         name=name,
         seed=config.seed,
@@ -121,6 +121,11 @@ def _trial(
     )
 
 
+def planned_steps(config: Config, images: int) -> int:
+    """Optimizer steps of a run on so many images, if nothing ends it early."""
+    return config.train.max_steps or config.train.epochs * (images // config.train.batch)
+
+
 def _listed(shards: str, keys: str, where: str) -> tuple[int, str]:
     """Samples of a key list and their digest.
 
@@ -128,7 +133,7 @@ def _listed(shards: str, keys: str, where: str) -> tuple[int, str]:
         DataError: there is none, or it is empty; says why, as far as the pack tells.
     """
     try:
-        return _counted(shards, keys)
+        return counted(shards, keys)
     except DataError as error:
         raise DataError(f"{where} needs the key list {keys}: {error}{_remedy(shards, keys)}") from (
             error
@@ -136,7 +141,8 @@ def _listed(shards: str, keys: str, where: str) -> tuple[int, str]:
 
 
 @cache
-def _counted(shards: str, keys: str) -> tuple[int, str]:
+def counted(shards: str, keys: str) -> tuple[int, str]:
+    """Samples of a key list, and their digest."""
     entries = open_index(shards, keys).entries
     text = "".join(f"{entry.key} {entry.sha256}\n" for entry in entries)
     return len(entries), hashlib.sha256(text.encode()).hexdigest()

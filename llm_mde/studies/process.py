@@ -4,10 +4,11 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -52,12 +53,21 @@ def environment(*, gpus: bool, threads: int) -> dict[str, str]:
     return inherited | accelerator | {"OMP_NUM_THREADS": str(threads)}
 
 
-def run_logged(
-    command: list[str], *, env: dict[str, str], log: Path, each: Callable[[str], None]
-) -> int:
-    """Run a command, write all it prints to `log`, call `each` with every line; its exit code.
+class ProgramFailed(RuntimeError):
+    """A program ended with an exit code that is not 0."""
 
-    The child does not outlive an exception in here.
+    def __init__(self, code: int) -> None:
+        super().__init__(f"ended with exit code {code}")
+        self.code = code
+
+
+def run_logged(command: list[str], *, env: dict[str, str], log: Path) -> Iterator[str]:
+    """Run a command and write all it prints to `log`; yields every line.
+
+    The child does not outlive the generator: closed early, it is asked to end, and waited for.
+
+    Raises:
+        ProgramFailed: it did.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as record:
@@ -69,8 +79,9 @@ def run_logged(
             for line in child.stdout:
                 record.write(line)
                 record.flush()
-                each(line.rstrip("\n"))
-            return child.wait()
+                yield line.rstrip("\n")
+            if code := child.wait():
+                raise ProgramFailed(code)
         finally:
             if child.poll() is None:
                 child.terminate()
@@ -92,14 +103,20 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def end(files: Sequence[Path]) -> None:
-    """Ask the programs whose process ids lie in files to save and end, and wait for that."""
-    for pid in filter(None, map(_running, files)):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + PATIENCE_S
-    while any(map(_running, files)) and time.monotonic() < deadline:
-        time.sleep(0.1)
+def end(files: Iterable[Path]) -> None:
+    """Ask the programs whose process ids lie in files to save and end, and wait for that.
+
+    Ctrl-C while they do ends them at once.
+    """
+    files = list(files)
+    try:
+        _signal(files, signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE_S
+        while any(map(_running, files)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        _signal(files, signal.SIGKILL)
+        raise
     for file in files:
         if left := _running(file):
             logger.warning("%s: process %d was asked to end and still runs", file, left)
@@ -107,11 +124,21 @@ def end(files: Sequence[Path]) -> None:
             file.unlink(missing_ok=True)
 
 
+def _signal(files: Iterable[Path], number: signal.Signals) -> None:
+    for pid in filter(None, map(_running, files)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def _running(file: Path) -> int | None:
-    """The process id that a file holds; None once that program has ended."""
+    """The process id that a file holds; None once that program has ended, or of another host."""
     try:
-        pid = int(file.read_text())
+        pid, *host = file.read_text().split()
         command = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty where nobody has waited for it
     except (OSError, ValueError):  # gone, or not written yet
         return None
-    return pid if file.stem.encode() in command else None  # ids of the dead are given to others
+    if host and host != [socket.gethostname()]:
+        return None  # it ends by itself, as its Ray worker does
+    return (
+        int(pid) if file.stem.encode() in command else None
+    )  # ids of the dead are given to others

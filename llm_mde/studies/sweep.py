@@ -2,20 +2,35 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm_mde.config import Config
 from llm_mde.errors import ConfigError
 from llm_mde.progress import duration
-from llm_mde.recipes import find
+from llm_mde.recipes import flat
 from llm_mde.scoring.metrics import METRICS
 from llm_mde.studies.board import BOARD, Leaderboard, Row, ranked
+from llm_mde.studies.live import Live
 from llm_mde.studies.process import alone
-from llm_mde.studies.space import Space, read_space, trial_configs
-from llm_mde.studies.trials import SCORE, Ended, below, evaluations, run_trials, train
+from llm_mde.studies.records import Record, Records, State
+from llm_mde.studies.schedule import scheduler_of
+from llm_mde.studies.share import Share
+from llm_mde.studies.space import Base
+from llm_mde.studies.sweep_plan import RECORDS, Sweep, claim, steps_of
+from llm_mde.studies.trials import (
+    SCORE,
+    TIME,
+    Ended,
+    How,
+    Place,
+    below,
+    evaluations,
+    run_trials,
+    train,
+)
+from llm_mde.studies.trials import Row as Evaluation
 from llm_mde.tracking.mlflow import MlflowTracker
 from llm_mde.tracking.tracker import Status
 from llm_mde.training.folder import write_whole
@@ -23,82 +38,181 @@ from llm_mde.training.folder import write_whole
 logger = logging.getLogger(__name__)
 
 
-def sweep(
-    space_file: Path,
-    *,
-    base: Path | None,
-    tiny: bool,
-    sets: list[str],
-    ds_config: Path,
-    concurrent: int | None,
+def run_sweep(
+    sweep: Sweep, *, share: Share, address: str | None = None, about: Mapping[str, Any]
 ) -> Leaderboard:
-    """Run all trials of a space; a failing one is kept with its reason and does not stop the rest.
+    """Run what is not done; a failing trial is kept with its reason and does not stop the rest.
 
     Args:
-        space_file: YAML of the space.
-        base: YAML the trials start from; None: the space's tiny one.
-        tiny: the base is a tiny model, so divide as the space says.
-        sets: `a.b=c` words for all trials.
-        ds_config: DeepSpeed's JSON of all trials.
-        concurrent: trials at once; None: one a GPU, or one a core.
+        sweep: its trials, checked.
+        share: devices of a trial.
+        address: of a Ray cluster; None: this machine.
+        about: what MLflow is told of the sweep.
 
     Raises:
-        ConfigError: a trial that cannot be built, before any has started; all trials failed;
-            another command runs this sweep.
+        ConfigError: all trials failed; another command runs this sweep; the folder holds another
+            one; a trial asks for more devices than there are.
     """
-    space = read_space(space_file)
-    configs = trial_configs(space, base, tiny=tiny, sets=sets)
-    first = next(iter(configs.values()))
-    if first.data.shards is None:
-        raise ConfigError("data.shards: expected a folder written by 'llm-mde pack', got nothing")
-    about = {"trials": len(configs), "space": str(space_file), "base": str(base or "")}
-    with alone(first.runs / space.name):
-        return _run(space, configs, ds_config=ds_config, concurrent=concurrent, about=about)
+    with alone(sweep.folder):
+        claim(sweep)
+        return _run(sweep, share=share, address=address, about=about)
 
 
 def _run(
-    space: Space,
-    configs: Mapping[str, Config],
-    *,
-    ds_config: Path,
-    concurrent: int | None,
-    about: dict[str, Any],
+    sweep: Sweep, *, share: Share, address: str | None, about: Mapping[str, Any]
 ) -> Leaderboard:
-    first = next(iter(configs.values()))
-    folder = first.runs / space.name
-    parent = (
-        MlflowTracker(first.tracking, run_dir=folder, resume=True)
-        if first.tracking.mlflow
-        else None
-    )
-    if parent is not None:
-        parent.params(about)
+    records = Records(sweep.folder / RECORDS)
+    parent = _parent(sweep, about)
     run_id = parent.run_id if parent else None
-    works = {
-        name: partial(train, config=below(config, run_id), ds_config=find(ds_config).absolute())
-        for name, config in configs.items()
-    }
-    logger.info("%d trials of %s", len(works), space.name)
     began = time.monotonic()
     status: Status = "failed"
     try:
-        ended = run_trials(works, folder=folder, concurrent=concurrent, of=len(works))
-        rows = _rows(space, configs, ended)
-        board = Leaderboard(space.name, folder, rows)
-        write_whole(folder / BOARD, board.csv())
+        _run_trials(sweep, records, share=share, address=address, run_id=run_id)
+        board = board_of(sweep, records)
         if parent is not None:
             _record(parent, board)
-        status = "finished" if any(row.scores for row in rows) else "failed"
+        status = "finished" if any(row.scores for row in board.rows) else "failed"
     except (KeyboardInterrupt, SystemExit):
+        logger.warning("%s: stopped; the same command goes on", sweep.name)
+        board_of(sweep, records)
         status = "killed"
         raise
     finally:
         if parent is not None:
             parent.close(status)
-    logger.info("%s for %d trials", duration(time.monotonic() - began), len(rows))
-    if not any(row.scores for row in rows):
-        raise ConfigError(f"{space.name}: every trial failed; the first: {rows[0].error}")
+    logger.info("%s: %s", sweep.name, duration(time.monotonic() - began))
+    if not any(row.scores for row in board.rows):
+        raise ConfigError(f"{sweep.name}: every trial failed; the first: {board.rows[0].error}")
     return board
+
+
+def _run_trials(
+    sweep: Sweep, records: Records, *, share: Share, address: str | None, run_id: str | None
+) -> None:
+    """Run those that are not over, and keep how each ends."""
+    over = {name for name, record in records.all.items() if record.over}
+    todo = {
+        name: settings
+        for name, settings in sweep.trials.items()
+        # A scheduler judges by the others: it hears of finished trials again, which train nothing.
+        if name not in over or sweep.judged
+    }
+    left = sweep.total - len(over)
+    logger.info("%s: %d trials, %d of them done", sweep.name, sweep.total, len(over))
+    if left <= 0:
+        return
+    steps = {name: steps_of(sweep.base, name, settings) for name, settings in todo.items()}
+    work = partial(_work, base=sweep.base, ds_config=sweep.ds_config, parent_run_id=run_id)
+    watch = _Recorder(sweep, records, steps, total=left if sweep.bayes else len(todo))
+    how = How(sweep.folder, share, address, scheduler_of(sweep.search, steps=sweep.longest))
+    with watch.shown():
+        run_trials(
+            work,
+            todo,
+            how,
+            of=sweep.total,
+            watch=watch,
+            more=_searcher(sweep, records) if sweep.bayes else None,
+            samples=left,
+        )
+
+
+def _searcher(sweep: Sweep, records: Records) -> Any:
+    from llm_mde.studies.bayes import Bayes  # Optuna is an extra
+
+    return Bayes(
+        sweep.base.space.parameters,
+        sweep.base.plain,
+        list(records.all.values()),
+        seed=sweep.search.seed,
+        check=sweep.base.config_of,
+    )
+
+
+def _work(
+    place: Place,
+    settings: dict[str, Any],
+    *,
+    base: Base,
+    ds_config: Path,
+    parent_run_id: str | None,
+) -> Iterator[Evaluation]:
+    """Train one trial, in a Ray worker."""
+    config = below(base.config_of(place.name, settings), parent_run_id)
+    steps = steps_of(base, place.name, settings)
+    yield from train(place, config, ds_config, steps=steps)
+
+
+class _Recorder(Live):
+    """Keeps how trials end."""
+
+    def __init__(
+        self, sweep: Sweep, records: Records, steps: Mapping[str, int], *, total: int
+    ) -> None:
+        super().__init__(steps, total=total)
+        self._sweep, self._records = sweep, records
+
+    def started(self, name: str, settings: dict[str, Any]) -> None:
+        """Kept as begun."""
+        super().started(name, settings)
+        known = self._records.all.get(name)
+        if known is None or not known.over:
+            self._records.add(Record(name, settings, seconds=known.seconds if known else 0.0))
+
+    def ended(self, name: str, ended: Ended) -> None:
+        """Kept as ended; one that was over before stays as it was."""
+        super().ended(name, ended)
+        before = self._records.all[name]
+        if before.over:
+            return
+        run = self._sweep.base.config_of(name, before.settings).run_dir
+        scores = [row[SCORE] for row in evaluations(run)]
+        error = ended.error or (None if scores else "no evaluation")
+        state: State = "failed" if error else "stopped" if ended.stopped else "done"
+        self._records.add(
+            Record(
+                name,
+                before.settings,
+                state,
+                before.seconds + ended.seconds,
+                min(scores, default=None),
+                error,
+            )
+        )
+
+
+def board_of(sweep: Sweep, records: Records) -> Leaderboard:
+    """The board of all trials that ended, written to the sweep's folder."""
+    rows = [_row(sweep, record) for record in records.all.values() if record.state != "begun"]
+    board = Leaderboard(sweep.name, sweep.folder, ranked(rows))
+    write_whole(sweep.folder / BOARD, board.csv())
+    return board
+
+
+def _row(sweep: Sweep, record: Record) -> Row:
+    config = sweep.base.config_of(record.name, record.settings)
+    values = flat(config)
+    found = list(evaluations(config.run_dir))
+    best = min(found, key=lambda row: row[SCORE]) if found and not record.error else {}
+    return Row(
+        trial=sweep.trial_of(record.name),
+        seed=config.seed,
+        run=config.run_dir,
+        settings={path: values[path] for path in record.settings if path != "seed"},
+        scores={key: value for key, value in best.items() if "/" in key},
+        seconds=record.seconds,
+        steps=found[-1][TIME] if found else 0,
+        error=record.error,
+    )
+
+
+def _parent(sweep: Sweep, about: Mapping[str, Any]) -> MlflowTracker | None:
+    tracking = sweep.config.tracking
+    if not tracking.mlflow:
+        return None
+    parent = MlflowTracker(tracking, run_dir=sweep.folder, resume=True)
+    parent.params(dict(about))
+    return parent
 
 
 def _record(parent: MlflowTracker, board: Leaderboard) -> None:
@@ -106,32 +220,3 @@ def _record(parent: MlflowTracker, board: Leaderboard) -> None:
     if best:
         parent.log({f"best/{name}": best[f"val/{name}"] for name in METRICS}, 0)
     parent.artifacts(board.folder, "sweep")
-
-
-def _rows(space: Space, configs: Mapping[str, Config], ended: Mapping[str, Ended]) -> list[Row]:
-    """One a trial, best first."""
-    rows = (_row(name, configs[name], ended[name], settings=space.trials[name]) for name in configs)
-    return ranked(list(rows))
-
-
-def _row(name: str, config: Config, ended: Ended, *, settings: dict[str, Any]) -> Row:
-    found = list(evaluations(config.run_dir))
-    error = ended.error or (None if found else "no evaluation")
-    best = {} if error else min(found, key=lambda row: row[SCORE])
-    return Row(
-        trial=name,
-        seed=config.seed,
-        run=config.run_dir,
-        settings={path: _value(config, path) for path in settings},
-        scores={key: value for key, value in best.items() if "/" in key},
-        seconds=ended.seconds,
-        steps=found[-1]["step"] if found else 0,
-        error=error,
-    )
-
-
-def _value(config: Config, path: str) -> Any:
-    value: Any = config
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value

@@ -1,17 +1,16 @@
 """Trials through Ray Tune: each runs programs of ours as a user would, on the devices it was given.
 
 A trial follows its run's `metrics.jsonl` and reports to Ray. Its programs are children of a Ray
-worker, which dies without asking them: their process ids lie in files while they run, so that an
-interruption ends them in an orderly way, and a training run saves.
+worker, which may die without asking them: a training run then saves and ends by itself, and the
+process ids lie in files while programs run, so that an interruption ends them in an orderly way.
 """
 
 import contextlib
 import logging
-import math
 import os
 import signal
+import socket
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -20,18 +19,32 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
 from llm_mde.config import Config, tracking_uri
-from llm_mde.launcher import cores
-from llm_mde.progress import duration
+from llm_mde.errors import ConfigError
+from llm_mde.launcher import cores, visible_devices
 from llm_mde.recipes import dump
-from llm_mde.studies.process import end, environment, gpu_ids, run_logged, single_command
+from llm_mde.studies.process import (
+    ProgramFailed,
+    end,
+    environment,
+    gpu_ids,
+    launch_command,
+    run_logged,
+    single_command,
+)
+from llm_mde.studies.share import Share, share
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
 from llm_mde.training.stopping import REQUEUE
 
 logger = logging.getLogger(__name__)
 
-SCORE = "val/abs_rel"
+SCORE, TIME = "val/abs_rel", "step"
+LOSSES = 3  # of a node under a trial, after which it counts as failed
+NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "but the GPU has")
+END, ERROR = "trial_ended", "trial_error"  # in the last result of a trial that ended by itself
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,10 @@ class Place:
         return self.folder / f"{self.name}{part and '.'}{part}.log"
 
 
-Work = Callable[[Place], None]
-"""What a trial does, in a form that Ray can send: a function of a module, or a partial of one."""
+Row = dict[str, Any]
+Work = Callable[[Place, dict[str, Any]], Iterator[Row]]
+"""What a trial does with its settings: yields what it recorded at each evaluation, and raises
+RuntimeError with the reason where it fails. Ray must be able to send it."""
 
 
 @dataclass(frozen=True)
@@ -67,44 +82,97 @@ class Ended:
     seconds: float
     error: str | None
     """Why it failed."""
+    stopped: bool = False
+    """The scheduler ended it early."""
+
+
+class Watch:
+    """Hears of trials while they run. This one does nothing."""
+
+    def started(self, name: str, settings: dict[str, Any]) -> None:
+        """A trial has got its devices."""
+
+    def row(self, name: str, row: Row) -> None:
+        """It recorded an evaluation."""
+
+    def ended(self, name: str, ended: Ended) -> None:
+        """It is over."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How trials are run."""
+
+    folder: Path
+    """For recipes, logs and Ray's own files; this command's alone."""
+    share: Share = Share()
+    """Devices of a trial."""
+    address: str | None = None
+    """Of a Ray cluster that runs already; its nodes see the same files. None: this machine."""
+    scheduler: TrialScheduler | None = None
+    """Ends some early; None: each runs to its end."""
 
 
 def run_trials(
-    works: Mapping[str, Work], *, folder: Path, concurrent: int | None, of: int
+    work: Work,
+    trials: Mapping[str, dict[str, Any]],
+    how: How,
+    *,
+    of: int,
+    watch: Watch,
+    more: Searcher | None = None,
+    samples: int = 0,
 ) -> dict[str, Ended]:
     """Run all trials, as many at once as fit; one that fails does not stop the rest.
 
     Args:
-        works: what each trial does.
-        folder: for recipes, logs and Ray's own files; this command's alone.
-        concurrent: trials at once; None: one a GPU, or one a core.
+        work: what a trial does.
+        trials: name -> settings.
+        how: where, with what.
         of: trials of the whole study: a few that are left get the share of cores the others had.
+        watch: hears of them, in this process.
+        more: suggests trials in place of `trials`: `{"trial": {"name": ..., "settings": ...}}`.
+        samples: how many `more` is asked for.
+
+    Raises:
+        ConfigError: a trial asks for more devices than there are; no cluster at the address.
     """
-    gpus = len(gpu_ids())
-    at_once = concurrent or gpus or min(cores(), of)
-    threads = 1 if gpus else max(1, cores() // at_once)
-    resources = {"cpu": threads} | ({"gpu": 1 / math.ceil(at_once / gpus)} if gpus else {})
-    places = {name: Place(name, folder, gpus > 0, threads) for name in works}
-    _set_up_ray()
+    hooks = _Hooks(watch)
+    _set_up_ray(how.address)
     try:
+        devices = share(how.share, nodes=_nodes(), of=of)
+        given = {"work": work, "folder": how.folder, "gpus": devices.gpus > 0}
+        trainable = tune.with_parameters(_Trial, **given, threads=devices.cpus)
+        listed = [{"name": name, "settings": settings} for name, settings in trials.items()]
         tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(_trial, works=dict(works), places=places), resources
+            tune.with_resources(trainable, devices.resources()),
+            param_space=None if more else {"trial": tune.grid_search(listed)},
+            tune_config=tune.TuneConfig(
+                metric=SCORE,
+                mode="min",
+                max_concurrent_trials=devices.at_once,
+                scheduler=how.scheduler,
+                search_alg=more,
+                num_samples=samples if more else 1,
+                reuse_actors=True,
             ),
-            param_space={"trial": tune.grid_search(list(works))},
-            tune_config=tune.TuneConfig(metric=SCORE, mode="min", max_concurrent_trials=at_once),
             run_config=tune.RunConfig(
-                name="ray", storage_path=str(folder), verbose=0, callbacks=[_Lines(len(works))]
+                name="ray",
+                storage_path=str(how.folder),
+                verbose=0,
+                callbacks=[hooks],
+                failure_config=tune.FailureConfig(max_failures=LOSSES),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        with redirect_stdout(sys.stderr), _ending(places.values()):  # stdout is for results
-            results = {result.config["trial"]: result for result in tuner.fit()}
+        with redirect_stdout(sys.stderr), _ending(how.folder):  # stdout is for results
+            tuner.fit()
     finally:
         ray.shutdown()
-    return {name: _ended(results[name]) for name in works}
+    return hooks.found
 
 
-def _set_up_ray() -> None:
+def _set_up_ray(address: str | None) -> None:
     # Read by Ray's own processes. Without Tune's handler Ctrl-C raises here as everywhere; relative
     # paths and the default MLflow store are those of the command.
     for variable, value in (
@@ -117,25 +185,39 @@ def _set_up_ray() -> None:
     ):
         os.environ.setdefault(variable, value)
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # failed trials speak through our tables
-    ray.init(
-        address="local",  # not a cluster that happens to run: its nodes lack our folders
-        num_cpus=cores(),
-        num_gpus=len(gpu_ids()),  # as we count them; where Ray sees fewer, trials wait for ever
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    # On this machine: not a cluster that happens to run, whose nodes lack our folders; GPUs as we
+    # count them: where Ray sees fewer, trials wait for ever.
+    own = {"num_cpus": cores(), "num_gpus": len(gpu_ids()), "include_dashboard": False}
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            **({} if address else own),
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise
+        raise ConfigError(
+            f"--address {address}: no Ray cluster answers there ({_last_line(error)}); start one "
+            "with 'ray start --head', or leave --address out"
+        ) from error
+
+
+def _nodes() -> list[tuple[int, int]]:
+    """CPUs and GPUs of each node."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in resources]
 
 
 @contextlib.contextmanager
-def _ending(places: Iterable[Place]) -> Iterator[None]:
+def _ending(folder: Path) -> Iterator[None]:
     """Leave no program behind: those still running are asked to save and end, and waited for.
 
     SIGTERM, which would end Ray at once, ends us here as Ctrl-C does, and with the exit code of a
     training run.
     """
-    files = [place.pid_file for place in places]
-    end(files)  # those of a command that was killed, and could not
+    end(_pid_files(folder))  # those of a command that was killed, and could not
     asked: list[int] = []
 
     def stop(*_: object) -> None:
@@ -146,98 +228,156 @@ def _ending(places: Iterable[Place]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        logger.warning("stopping: trials save and end; ctrl-C again ends them at once")
         if asked:
             raise SystemExit(asked[0]) from None
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-        end(files)
+        end(_pid_files(folder))
 
 
-class _Lines(tune.Callback):
-    """A line as each trial ends, with the time the rest will take."""
+def _pid_files(folder: Path) -> Iterable[Path]:
+    return sorted(folder.glob("*.pid"))
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.began = total, 0, time.monotonic()
 
-    def _line(self, trial: Any, how: str) -> None:
-        self.done += 1
-        eta = (time.monotonic() - self.began) / self.done * (self.total - self.done)
-        name = trial.config["trial"]
-        logger.info("trial %d/%d %s %s | ETA %s", self.done, self.total, name, how, duration(eta))
+class _Hooks(tune.Callback):
+    """Ray's events as ours."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.found: dict[str, Ended] = {}
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Ray's hook."""
+        one = trial.config["trial"]
+        self.watch.started(one["name"], one["settings"])
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: Row, **info: Any
+    ) -> None:
+        """Ray's hook."""
+        if TIME in result:
+            self.watch.row(trial.config["trial"]["name"], result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Ray's hook."""
-        last = (trial.last_result or {}).get(SCORE)
-        self._line(trial, "done" if last is None else f"last {SCORE} {last:.4f}")
+        """Ray's hook; also for a trial that a scheduler ends early."""
+        last = trial.last_result or {}
+        self._end(trial, last, error=last.get(ERROR), stopped=END not in last)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Ray's hook: not a failed program, but a lost worker or a mistake of ours."""
+        reason = _last_line(trial.get_error() or trial.get_pickled_error() or "lost")
+        self._end(trial, trial.last_result or {}, error=reason, stopped=False)
+
+    def _end(self, trial: Any, last: Row, *, error: str | None, stopped: bool) -> None:
+        name = trial.config["trial"]["name"]
+        seconds = float(last.get("time_total_s", 0.0))
+        self.found[name] = Ended(seconds, error, stopped)
+        self.watch.ended(name, self.found[name])
+
+
+class _Trial(tune.Trainable):
+    """Ray's side of a trial: a step is all up to the next evaluation."""
+
+    def setup(
+        self, config: dict[str, Any], work: Work, folder: Path, gpus: bool, threads: int
+    ) -> None:
         """Ray's hook."""
-        self._line(trial, "failed")
+        self._make = lambda one: work(
+            Place(one["name"], folder, gpus=gpus, threads=threads), one["settings"]
+        )
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Ray's hook: another trial in this process, which took seconds to start."""
+        self._rows = self._make(new_config["trial"])
+        self._row: Row = {}
+        return True
+
+    def step(self) -> Row:
+        """Ray's hook."""
+        try:
+            self._row = next(self._rows)
+        except StopIteration:
+            return self._row | {"done": True, END: True}
+        except RuntimeError as error:  # not raised: Ray would try again, as after a lost node
+            return self._row | {"done": True, END: True, ERROR: str(error)}
+        return self._row
+
+    def cleanup(self) -> None:
+        """Ray's hook; a trial that ends early is asked to save, and waited for."""
+        self._rows.close()  # type: ignore[attr-defined]  # a generator
 
 
-def _trial(config: dict[str, Any], works: dict[str, Work], places: dict[str, Place]) -> None:
-    """Ray's side of a trial."""
-    works[config["trial"]](places[config["trial"]])
+def train(
+    place: Place, config: Config, ds_config: Path, *, steps: int | None = None
+) -> Iterator[Row]:
+    """A trial's training run, in processes of its own; yields what it records at evaluations.
 
-
-def _ended(result: Any) -> Ended:
-    seconds = float((result.metrics or {}).get("time_total_s", 0.0))
-    if result.error is None:
-        return Ended(seconds, None)
-    said = [line.strip() for line in str(result.error).splitlines() if line.strip()]
-    return Ended(seconds, said[-1].removeprefix("RuntimeError: ") if said else repr(result.error))
-
-
-def train(place: Place, config: Config, ds_config: Path) -> None:
-    """A trial's training run, in a process of its own; what it records goes to Ray.
+    The row of the last of `steps` comes when the run has ended: to end it early then would cost
+    its last checkpoint.
 
     Raises:
         RuntimeError: it failed; why, in one line.
     """
     recipe = place.folder / f"{place.name}.yaml"
     recipe.write_text(dump(config), encoding="utf-8")
-    sent = 0
-
-    def report_new(_: str) -> None:
-        nonlocal sent
-        for row in evaluations(config.run_dir, after=sent):
-            tune.report(row)
-            sent = row["step"]
-
     words = ["train", "--config", str(recipe), "--ds_config", str(ds_config)]
-    run_program(place, words, log=place.log(), each=report_new)
-    report_new("")
+    sent = 0
+    for _ in run_program(place, words, log=place.log()):
+        for row in evaluations(config.run_dir, after=sent):
+            if steps is None or row[TIME] < steps:
+                sent = row[TIME]
+                yield row
+    yield from evaluations(config.run_dir, after=sent)
 
 
-def run_program(place: Place, words: list[str], *, log: Path, each: Callable[[str], None]) -> None:
-    """`llm-mde <words>` with a trial's devices; `each` gets every line it prints.
+def run_program(place: Place, words: list[str], *, log: Path) -> Iterator[str]:
+    """`llm-mde <words>` with a trial's devices; yields every line it prints.
 
     Raises:
         RuntimeError: it failed; why, in one line.
     """
+    end([place.pid_file])  # of this trial where its worker was lost, and the program is here still
+    devices = visible_devices() if place.gpus else None
+    if devices and len(devices) > 1 and words[0] == "train":
+        command = launch_command(words, gpus=devices, cpu_ranks=1)
+    else:
+        command = single_command(words)
     # The shell becomes the program, under the process id that it wrote down.
-    noted = ["sh", "-c", 'echo "$$" > "$0" && exec "$@"', str(place.pid_file)]
+    note = f'echo "$$ {socket.gethostname()}" > "$0" && exec "$@"'
     env = environment(gpus=place.gpus, threads=place.threads)
+    noted = ["sh", "-c", note, str(place.pid_file), *command]
     try:
-        code = run_logged([*noted, *single_command(words)], env=env, log=log, each=each)
+        yield from run_logged(noted, env=env, log=log)
+    except ProgramFailed as failed:
+        raise RuntimeError(f"{_reason(log, failed.code)}; see {log}") from failed
     finally:
         place.pid_file.unlink(missing_ok=True)
-    if code:
-        raise RuntimeError(f"{_reason(log, code)}; see {log}")
 
 
 def _reason(log: Path, code: int) -> str:
-    """The last line of a failed program's log that tells of an error."""
+    """What a failed program's log tells: the lack of memory, else its last error."""
     said = log.read_text(encoding="utf-8").splitlines()
+    for line in said:
+        if any(sign in line for sign in NO_MEMORY):
+            return f"out of memory: {line}"
+    if code == -signal.SIGKILL:
+        return "out of memory, perhaps: killed (SIGKILL), as systems do where memory runs out"
     telling = (line for line in reversed(said) if "Error" in line or line.startswith("llm-mde "))
     return next(telling, f"ended with exit code {code}")
 
 
-def evaluations(run: Path, *, after: int = 0) -> Iterator[dict[str, Any]]:
+def _last_line(error: object) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)
+
+
+def evaluations(run: Path, *, after: int = 0) -> Iterator[Row]:
     """What a run recorded at its evaluations behind a step."""
     for row in read_metrics(run / METRICS_FILE):
-        if SCORE in row and row["step"] > after:
+        if SCORE in row and row[TIME] > after:
             yield row
 
 

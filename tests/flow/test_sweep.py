@@ -7,7 +7,9 @@ from mlflow import MlflowClient
 
 from llm_mde.recipes import shipped
 from llm_mde.studies.board import Leaderboard
-from llm_mde.studies.sweep import sweep
+from llm_mde.studies.share import Share
+from llm_mde.studies.sweep import run_sweep
+from llm_mde.studies.sweep_plan import plan_sweep
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
 from tests.support.shards import write_shards
 
@@ -44,14 +46,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def board(place: Path) -> Leaderboard:
-    return sweep(
+    planned = plan_sweep(
         place / "space.yaml",
         base=place / "base.yaml",
         tiny=False,
         sets=[],
         ds_config=shipped("launch/ds/zero2.json"),
-        concurrent=None,
+        search={},
     )
+    return run_sweep(planned, share=Share(), about={})
 
 
 def test_good_trials_are_ranked_and_a_failing_one_keeps_its_reason(board: Leaderboard) -> None:

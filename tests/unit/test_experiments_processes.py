@@ -73,7 +73,7 @@ def test_what_a_killed_command_left_is_ended_before_trials_start(
     child = start(SAVES, "pair-a-s0.yaml")
     place = trials.Place("pair-a-s0", tmp_path, gpus=False, threads=1)
     place.pid_file.write_text(f"{child.pid}\n")
-    with trials._ending([place]):
+    with trials._ending(tmp_path):
         assert child.wait(0.2) == 75
 
 
@@ -106,5 +106,5 @@ def test_ray_is_our_own_with_the_gpus_that_we_count(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(trials, "gpu_ids", lambda: ["2", "5"])
     monkeypatch.setattr(trials.ray, "init", lambda **words: asked.update(words))
-    trials._set_up_ray()
+    trials._set_up_ray(None)
     assert (asked["address"], asked["num_gpus"]) == ("local", 2)

@@ -49,15 +49,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> 
     monkeypatch.setattr(experiments.report, "draw", lambda *_: None)
 
     def run(*names: str, fail: tuple[str, ...] = (), seeds: int = 1) -> list[Finished]:
-        def run_trials(works, *, folder, concurrent, of):
-            started.extend(works)
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, work in works.items():
+        def run_trials(work, settings, how, *, of, watch):
+            started.extend(settings)
+            how.folder.mkdir(parents=True, exist_ok=True)
+            for name, trial in work.keywords["trials"].items():
                 if name not in fail:
-                    scores = {"test/abs_rel": 0.5 + work.keywords["trial"].seed}
+                    scores = {"test/abs_rel": 0.5 + trial.seed}
                     said = {"split": "test", "images": 2, "scores": scores}
-                    write_result(work.keywords["trial"], {"test": said}, Cost(1, 2))
-            return {name: Ended(1.0, "no luck" if name in fail else None) for name in works}
+                    write_result(trial, {"test": said}, Cost(1, 2))
+            return {name: Ended(1.0, "no luck" if name in fail else None) for name in settings}
 
         monkeypatch.setattr(experiments, "run_trials", run_trials)
         for name in names:

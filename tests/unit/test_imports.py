@@ -30,8 +30,8 @@ ROOMS = (
     ("inference.", "card adapter image predict score pretrained export"),
     (
         "studies.",
-        "process demo space paper summary grid tables report trials sweep "
-        "plan results agenda attempt experiments",
+        "process demo rules space paper summary grid tables report share trials live records board "
+        "schedule bayes plan sweep_plan forecast sweep results agenda attempt experiments",
     ),
     ("commands.", "options shards models studies track"),
     ("", "cli __main__"),
@@ -50,7 +50,8 @@ HOMES = {
     "numba": {"nyu.compiled"},
     "threadpoolctl": {"data.shard"},
     "pcodec": {"data.record"},
-    "ray": {"studies.trials", "data.workers"},
+    "ray": {"studies.trials", "studies.schedule", "studies.bayes", "data.workers"},
+    "optuna": {"studies.bayes"},
     "torch.distributed": {"dist"},
     "rich": {"progress"},
     "fsspec": {"data.store"},

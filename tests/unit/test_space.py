@@ -4,7 +4,7 @@ import pytest
 
 from llm_mde.errors import ConfigError
 from llm_mde.recipes import shipped
-from llm_mde.studies.space import read_space, trial_configs
+from llm_mde.studies.space import Base, base_of, read_space, settings_of, trial_configs
 
 TABLE5 = shipped("tune/spaces/table5.yaml")
 
@@ -116,3 +116,60 @@ def test_a_space_may_take_the_trials_of_another(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("{}\n")
     configs = trial_configs(found, tmp_path / "base.yaml", tiny=False, sets=[])
     assert [(c.name, c.seed) for c in configs.values()][7] == ("s-scheme8", 4)
+
+
+def written(folder: Path, text: str) -> Base:
+    (folder / "base.yaml").write_text("train: {batch: 8}\n")
+    (folder / "space.yaml").write_text(text)
+    return base_of(read_space(folder / "space.yaml"), folder / "base.yaml", tiny=False, sets=[])
+
+
+def test_one_factor_at_a_time_moves_one_and_leaves_the_centre_out(tmp_path: Path) -> None:
+    base = written(
+        tmp_path,
+        "name: s\naround:\n  centre: {optim.lr: 1.0e-4, model.vit.lora.r: 8}\n"
+        "  vary: {optim.lr: [1.0e-4, 2.0e-3], model.vit.lora.r: [4]}\n",
+    )
+    assert settings_of(base) == {
+        "centre": {"optim.lr": 1e-4, "model.vit.lora.r": 8},
+        "optim.lr=0.002": {"optim.lr": 2e-3, "model.vit.lora.r": 8},
+        "vit.r=4": {"optim.lr": 1e-4, "model.vit.lora.r": 4},
+    }
+    assert base.config_of("vit.r=4", settings_of(base)["vit.r=4"]).name == "s-vit.r=4"
+
+
+def test_more_trials_than_allowed_are_counted_seeds_and_all(tmp_path: Path) -> None:
+    base = written(
+        tmp_path, "name: s\nparameters: {optim.lr: {grid: [1, 2, 3]}, seed: {grid: [1, 2]}}\n"
+    )
+    assert len(settings_of(base, max_trials=6)) == 6
+    with pytest.raises(ConfigError, match="space s: 18 trials, more than --max-trials 6"):
+        settings_of(base, seeds=3, max_trials=6)
+
+
+def test_a_bad_value_names_its_trial(tmp_path: Path) -> None:
+    base = written(tmp_path, "name: s\ntrials: {a: {optim.lr: -1}}\n")
+    with pytest.raises(ConfigError, match=r"space s, trial a: .*optim\.lr: .*greater than 0"):
+        base.config_of("a", settings_of(base)["a"])
+
+
+@pytest.mark.parametrize("name", ["lora", "optim", "sensitivity", "table5"])
+def test_shipped_spaces_are_whole(tmp_path: Path, name: str) -> None:
+    (tmp_path / "base.yaml").write_text("{}\n")
+    space = read_space(shipped(f"tune/spaces/{name}.yaml"))
+    configs = trial_configs(space, tmp_path / "base.yaml", tiny=False, sets=[])
+    assert len({config.model_dump_json() for config in configs.values()}) == len(configs)
+    scheme3 = (96, 192, 32, 64, 32, 2e-5)
+    got = [
+        (
+            *(c.model.vit.lora.r, c.model.vit.lora.alpha),
+            *(c.model.llm.lora.r, c.model.llm.lora.alpha, c.train.batch, c.optim.lr),
+        )
+        for c in configs.values()
+    ]
+    if name == "sensitivity":  # each differs from the centre in one factor
+        assert got[0] == scheme3
+        assert all(sum(a != b for a, b in zip(one, scheme3, strict=True)) == 1 for one in got[1:])
+    if name == "lora":  # each factor moves by itself
+        ratios = {(one[1] / one[0], one[3] / one[2]) for one in got}
+        assert len(ratios) > len(got) / 2

@@ -1,0 +1,181 @@
+"""What a sweep will run: every trial under every seed, checked before anything starts."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_mde.config import Config
+from llm_mde.errors import ConfigError
+from llm_mde.recipes import find, flat
+from llm_mde.studies.plan import counted, planned_steps
+from llm_mde.studies.space import Base, Search, base_of, read_space, settings_of
+from llm_mde.training.ds import read_ds
+from llm_mde.training.folder import differences, write_whole
+
+RECORDS = "trials.jsonl"
+CLAIM = "sweep.json"
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A space with all that is needed to run it."""
+
+    base: Base
+    search: Search
+    ds_config: Path
+    config: Config
+    """Of a trial: what all of them share."""
+    trials: dict[str, dict[str, Any]]
+    """Name -> settings, the seed among them; none where Optuna suggests them."""
+    seeds: int
+
+    @property
+    def name(self) -> str:
+        """Of the space."""
+        return self.base.space.name
+
+    @property
+    def folder(self) -> Path:
+        """Of records, logs and the board."""
+        return self.config.runs / self.name
+
+    @property
+    def bayes(self) -> bool:
+        """Whether trials are suggested by the scores of those before."""
+        return self.search.searcher == "optuna"
+
+    @property
+    def judged(self) -> bool:
+        """Whether a scheduler may stop trials early."""
+        return self.search.scheduler != "fifo"
+
+    @property
+    def total(self) -> int:
+        """Trials in all."""
+        return self.search.samples if self.bayes else len(self.trials)
+
+    @property
+    def longest(self) -> int:
+        """Optimizer steps of the longest trial."""
+        named = self.trials or {"": {}}
+        return max(steps_of(self.base, name or "t", values) for name, values in named.items())
+
+    def trial_of(self, name: str) -> str:
+        """The trial that a run's name stands for, the same under every seed."""
+        known = self.trials.get(name, {}).get(SEED)
+        return name.removesuffix(f"-s{known}") if known is not None else name
+
+
+def plan_sweep(
+    space_file: Path,
+    *,
+    base: Path | None,
+    tiny: bool,
+    sets: list[str],
+    ds_config: Path,
+    search: Mapping[str, Any],
+    seeds: int = 1,
+    max_trials: int | None = None,
+) -> Sweep:
+    """Read a space and check every trial.
+
+    Args:
+        space_file: YAML of the space.
+        base: YAML the trials start from; None: the space's tiny one.
+        tiny: the base is a tiny model, so divide as the space says.
+        sets: `a.b=c` words for all trials.
+        ds_config: DeepSpeed's JSON of all trials.
+        search: what differs from the space's own `search`.
+        seeds: runs of each trial, under the base's seed and those that follow it.
+        max_trials: a larger space is refused.
+
+    Raises:
+        ConfigError: a trial that cannot be built; a larger space; an unusable `ds_config`.
+        DataError: a key list that the shards lack.
+    """
+    space = read_space(space_file)
+    # Not model_copy, which checks nothing.
+    chosen = Search(**(space.search.model_dump() | dict(search)))
+    space = space.model_copy(update={"search": chosen})
+    start = base_of(space, base, tiny=tiny, sets=sets)
+    ds = find(ds_config).absolute()
+    read_ds(ds)
+    bayes = space.search.searcher == "optuna"
+    if bayes and not space.parameters:
+        raise ConfigError(f"space {space.name}: optuna draws parameters, this space has none")
+    if bayes and seeds > 1:
+        raise ConfigError("--seeds: optuna suggests each trial once; give one seed")
+    trials = {} if bayes else _under_seeds(start, seeds, max_trials=max_trials)
+    named = trials or {"t": {}}
+    configs = [start.config_of(name, values) for name, values in named.items()]
+    shards = configs[0].data.shards
+    if shards is None:
+        raise ConfigError("data.shards: expected a folder written by 'llm-mde pack', got nothing")
+    for config in configs:
+        counted(str(config.data.shards), config.data.train_split)
+        counted(str(config.data.shards), config.data.val_split)
+    return Sweep(start, space.search, ds, configs[0], trials, seeds)
+
+
+def _under_seeds(base: Base, seeds: int, *, max_trials: int | None) -> dict[str, dict[str, Any]]:
+    """Each trial under the base's seed by its own name, under others with the seed behind it."""
+    trials = settings_of(base, seeds=seeds, max_trials=max_trials)
+    if seeds == 1:
+        return trials
+    if any(SEED in values for values in trials.values()):
+        raise ConfigError(f"space {base.space.name}: --seeds {seeds}: it sets seeds itself")
+    first = base.plain[SEED]
+    return {
+        name if seed == first else f"{name}-s{seed}": values | {SEED: seed}
+        for seed in range(first, first + seeds)
+        for name, values in trials.items()
+    }
+
+
+def steps_of(base: Base, name: str, settings: Mapping[str, Any]) -> int:
+    """Optimizer steps of a trial, if nothing ends it early."""
+    config = base.config_of(name, settings)
+    images, _ = counted(str(config.data.shards), config.data.train_split)
+    return planned_steps(config, images)
+
+
+def begun(sweep: Sweep) -> None:
+    """There is something to go on with.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    if not (sweep.folder / RECORDS).is_file():
+        raise ConfigError(
+            f"--resume: {sweep.folder} holds no sweep; leave --resume out to begin one, or name "
+            "the runs folder it lies in (--set runs=DIR)"
+        )
+
+
+def claim(sweep: Sweep) -> None:
+    """Write what the sweep is into its folder, or find the same there.
+
+    How many samples, seeds and devices may change when it goes on.
+
+    Raises:
+        ConfigError: the folder holds another sweep.
+    """
+    path = sweep.folder / CLAIM
+    now = {
+        "space": flat(sweep.base.space.model_copy(update={"search": Search()})),
+        "base": sweep.base.plain,
+        "ds": {f"ds.{key}": value for key, value in read_ds(sweep.ds_config).items()},
+    }
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        as_read: dict[str, dict[str, Any]] = json.loads(json.dumps(now))
+        parts = (differences(before[part], as_read[part]) for part in now)
+        if changed := "; ".join(filter(None, parts)):
+            raise ConfigError(
+                f"{sweep.folder}: holds a sweep with other settings: {changed}; give the space "
+                "another name, or choose another folder with --set runs=DIR"
+            )
+    write_whole(path, json.dumps(now, indent=1) + "\n")
