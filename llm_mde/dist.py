@@ -180,7 +180,7 @@ def forget_shared_memory() -> None:
     DeepSpeed 0.19.8 leaves it for good: 69 MB of each rank of every run. What is mapped stays.
     """
     all_agree(True)  # every rank has mapped that of the others
-    address, port = (os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
+    address, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank()}"
     (SHARED_MEMORY / name).unlink(missing_ok=True)
 

@@ -1,5 +1,9 @@
 """A sweep through Ray Tune: trials are processes of their own, children of one MLflow run."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -7,9 +11,10 @@ from mlflow import MlflowClient
 
 from llm_mde.recipes import shipped
 from llm_mde.studies.board import Leaderboard
+from llm_mde.studies.records import Records
 from llm_mde.studies.share import Share
 from llm_mde.studies.sweep import run_sweep
-from llm_mde.studies.sweep_plan import plan_sweep
+from llm_mde.studies.sweep_plan import RECORDS, plan_sweep
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
 from tests.support.shards import write_shards
 
@@ -88,3 +93,42 @@ def test_trials_are_children_of_the_sweep_in_mlflow(board: Leaderboard, place: P
         assert "val/abs_rel" in names[trial].data.metrics
     assert parent.info.status == "FINISHED"
     assert names["pair-small"].data.params["model.vit.lora.r"] == "2"
+
+
+def start_sweep(place: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "llm_mde", "sweep", "--space", str(place / "two.yaml")]
+    return subprocess.Popen(
+        [*command, "--config", str(place / "base.yaml"), "--concurrent", "1", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(place: Path) -> None:
+    (place / "two.yaml").write_text(
+        "name: two\ncommon: {train.batch: 2, train.epochs: 20, train.save_steps: 1, train.patience: 99}\n"
+        "trials: {short: {train.epochs: 1}, long: {model.vit.lora.r: 4}}\n"
+    )
+    folder, long = place / "runs" / "two", place / "runs" / "two-long"
+    child = start_sweep(place)
+    deadline = time.monotonic() + 300
+    while not (long / "checkpoints" / "last").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    said, _ = child.communicate(timeout=120)
+    assert child.returncode == 130 and "Traceback" not in said, said
+    assert "the same command goes on" in said and not list(folder.glob("*.pid"))
+    states = {name: record.state for name, record in Records(folder / RECORDS).all.items()}
+    assert states == {"short": "done", "long": "begun"}
+    assert (folder / "leaderboard.csv").read_text().count("\n") == 2
+    saved = int((long / "checkpoints" / "last").read_text().split("-")[1])
+    before = (folder / "short.log").stat().st_mtime_ns
+
+    child = start_sweep(place, "--resume")
+    said, _ = child.communicate(timeout=300)
+    assert child.returncode == 0, said
+    assert "2 trials, 1 of them done" in said
+    assert (folder / "short.log").stat().st_mtime_ns == before
+    assert f"step {saved} of 40" in (folder / "long.log").read_text()
+    assert {row["step"] for row in read_metrics(long / METRICS_FILE)} == {*range(41)}

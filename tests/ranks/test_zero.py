@@ -89,6 +89,8 @@ def run_cases(rank, folder):
         config = tiny_config(folder / "shards", runs, "cache")
         done |= {f"cache {stage}": cache_case(config, ds_json(stage)) for stage in (2, 3)}
         done |= {path.stem: held_case(path, folder) for path in SHIPPED}
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        done["shared"] = [line for line in maps if "deepspeed_allreduce_buffer" in line]
     torch.save(done, folder / f"world{world}-rank{rank}.pt")
 
 
@@ -161,6 +163,12 @@ def losses(case):
 
 def largest_relative(got, want):
     return ((got - want).abs() / want.abs()).max().item()
+
+
+def test_no_memory_stays_in_the_machine_when_ranks_have_ended(ran):
+    for rank in ran[2]:  # each has its own and the other's mapped, neither has a name any more
+        assert len(rank["shared"]) >= 2
+        assert all(line.endswith("(deleted)") for line in rank["shared"])
 
 
 @pytest.mark.parametrize("tune", TUNED)

@@ -1,0 +1,66 @@
+"""Trials through Ray, without training: who is stopped early, who is begun again."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from llm_mde.studies.bayes import Bayes
+from llm_mde.studies.live import Live
+from llm_mde.studies.rules import Rule
+from llm_mde.studies.schedule import scheduler_of
+from llm_mde.studies.share import Share
+from llm_mde.studies.space import Search
+from llm_mde.studies.trials import Ended, How, run_trials
+from tests.support.trials import STEPS, work
+
+TRIALS = {
+    "good": {"score": 0.1},
+    "dies": {"score": 0.1},
+    "fails": {"score": 0.1},
+    "bad": {"score": 0.9},
+}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Ended], Path]:
+    folder = tmp_path_factory.mktemp("trials")
+    # One after the other: the good ones are there before the bad one is judged.
+    how = How(folder, Share(1), None, scheduler_of(Search(scheduler="asha", grace=3), steps=STEPS))
+    watch = Live(dict.fromkeys(TRIALS, STEPS), total=len(TRIALS))
+    ended = run_trials(partial(work, notes=folder), TRIALS, how, of=len(TRIALS), watch=watch)
+    return ended, folder
+
+
+def test_a_scheduler_ends_a_bad_trial_in_an_orderly_way(
+    ran: tuple[dict[str, Ended], Path],
+) -> None:
+    ended, folder = ran
+    assert ended["bad"].stopped and not ended["good"].stopped
+    assert (folder / "bad.closed").is_file() and not (folder / "good.closed").exists()
+
+
+def test_a_lost_worker_s_trial_begins_again_a_failed_one_does_not(
+    ran: tuple[dict[str, Ended], Path],
+) -> None:
+    ended, folder = ran
+    assert ended["dies"].error is None and (folder / "dies.began").read_text() == "xx"
+    assert ended["fails"].error == "no luck" and (folder / "fails.began").read_text() == "x"
+
+
+def test_optuna_suggests_as_many_trials_as_asked_for(tmp_path: Path) -> None:
+    rules = {"score": Rule(uniform=(0.0, 1.0))}
+    searcher = Bayes(rules, {}, [], seed=0, check=lambda name, settings: None)
+    watch = Live({}, total=4)
+    ended = run_trials(
+        partial(work, notes=tmp_path),
+        {},
+        How(tmp_path, Share(2)),
+        of=4,
+        watch=watch,
+        more=searcher,
+        samples=4,
+    )
+    assert sorted(ended) == ["t000", "t001", "t002", "t003"]
+    assert all(one.error is None and not one.stopped for one in ended.values())
+    assert {seen.step for seen in watch.seen.values()} == {STEPS}
