@@ -255,12 +255,14 @@ def wreck(work: Path, *, kills: int, seed: int) -> tuple[list[Attempt], int, lis
 
 
 def lost_steps(attempts: list[Attempt]) -> list[int]:
-    """Steps that each killed attempt had made and the next one made again."""
-    return [
-        max(0, one.reached - following.began_at)
-        for one, following in zip(attempts, attempts[1:], strict=False)
-        if one.victim
-    ]
+    """Steps that each killed attempt had made and a later one of the same run made again."""
+    found = []
+    for at, one in enumerate(attempts):
+        # One that was killed before it said from where it goes on tells nothing.
+        later = (other for other in attempts[at + 1 :] if other.began_at or other.reached)
+        if one.victim and one.reached:
+            found.append(max(0, one.reached - next(later).began_at))
+    return found
 
 
 def main() -> None:

@@ -107,8 +107,8 @@ def start_sweep(place: Path, *words: str) -> subprocess.Popen[str]:
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(place: Path) -> None:
     (place / "two.yaml").write_text(
-        "name: two\ncommon: {train.batch: 2, train.epochs: 20, train.save_steps: 1, train.patience: 99}\n"
-        "trials: {short: {train.epochs: 1}, long: {model.vit.lora.r: 4}}\n"
+        "name: two\ncommon: {train.batch: 2, train.epochs: 20, train.save_steps: 1}\n"
+        "trials: {short: {train.epochs: 1}, long: {train.patience: 99}}\n"
     )
     folder, long = place / "runs" / "two", place / "runs" / "two-long"
     child = start_sweep(place)
