@@ -43,7 +43,11 @@ class Forecast:
     def payload(self) -> dict[str, Any]:
         """For JSON."""
         trials = [
-            {"trial": name, "settings": settings, "steps": self.steps[name]}
+            {
+                "trial": name,
+                "settings": self.sweep.as_run(name, settings),
+                "steps": self.steps[name],
+            }
             | {"state": self.states.get(name, "to do")}
             for name, settings in self.sweep.trials.items()
         ]
@@ -59,8 +63,9 @@ class Forecast:
     def lines(self) -> list[str]:
         """For people: a line a trial; long ones share what they have in common."""
         sweep, lines = self.sweep, []
-        common = _common(list(sweep.trials.values()))
-        for name, settings in sweep.trials.items():
+        as_run = {name: sweep.as_run(name, settings) for name, settings in sweep.trials.items()}
+        common = _common(list(as_run.values()))
+        for name, settings in as_run.items():
             own = [f"{short(p)}={v}" for p, v in settings.items() if p not in common]
             state = self.states.get(name, "to do")
             lines.append(f"{name}  {' '.join(own) or '-'}  steps {self.steps[name]}  {state}")

@@ -9,7 +9,6 @@ from typing import Any
 
 from llm_mde.errors import ConfigError
 from llm_mde.progress import duration
-from llm_mde.recipes import flat
 from llm_mde.scoring.metrics import METRICS
 from llm_mde.studies.board import BOARD, Leaderboard, Row, ranked
 from llm_mde.studies.live import Live
@@ -18,7 +17,7 @@ from llm_mde.studies.records import Record, Records, State
 from llm_mde.studies.schedule import scheduler_of
 from llm_mde.studies.share import Share
 from llm_mde.studies.space import Base
-from llm_mde.studies.sweep_plan import RECORDS, Sweep, claim, steps_of
+from llm_mde.studies.sweep_plan import RECORDS, SEED, Sweep, claim, steps_of
 from llm_mde.studies.trials import (
     SCORE,
     TIME,
@@ -191,14 +190,14 @@ def board_of(sweep: Sweep, records: Records) -> Leaderboard:
 
 def _row(sweep: Sweep, record: Record) -> Row:
     config = sweep.base.config_of(record.name, record.settings)
-    values = flat(config)
+    settings = sweep.as_run(record.name, record.settings)
     found = list(evaluations(config.run_dir))
     best = min(found, key=lambda row: row[SCORE]) if found and not record.error else {}
     return Row(
         trial=sweep.trial_of(record.name),
         seed=config.seed,
         run=config.run_dir,
-        settings={path: values[path] for path in record.settings if path != "seed"},
+        settings={path: value for path, value in settings.items() if path != SEED},
         scores={key: value for key, value in best.items() if "/" in key},
         seconds=record.seconds,
         steps=found[-1][TIME] if found else 0,

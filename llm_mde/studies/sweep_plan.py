@@ -63,6 +63,11 @@ class Sweep:
         named = self.trials or {"": {}}
         return max(steps_of(self.base, name or "t", values) for name, values in named.items())
 
+    def as_run(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings as the configuration has them: ranks divided for a tiny model."""
+        values = flat(self.base.config_of(name, settings))
+        return {path: values[path] for path in settings}
+
     def trial_of(self, name: str) -> str:
         """The trial that a run's name stands for, the same under every seed."""
         known = self.trials.get(name, {}).get(SEED)
