@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -20,8 +19,6 @@ from llm_mde.launcher import cores, launcher_variables, local_ranks
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -172,17 +169,6 @@ def limit_waiting(groups: Iterable[Any], *, timeout_s: float) -> None:
     set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
     for group in filter(None, groups):
         set_timeout(timedelta(seconds=timeout_s), group)
-
-
-def forget_shared_memory() -> None:
-    """Take away the names of the memory that DeepSpeed's ranks on CPUs share; collective.
-
-    DeepSpeed 0.19.8 leaves it for good: 69 MB of each rank of every run. What is mapped stays.
-    """
-    all_agree(True)  # every rank has mapped that of the others
-    address, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank()}"
-    (SHARED_MEMORY / name).unlink(missing_ok=True)
 
 
 def gpu_memory(device: torch.device) -> int | None:

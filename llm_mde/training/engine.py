@@ -176,7 +176,6 @@ def start(model: DepthModel, config: Config, *, ds: dict[str, Any]) -> Engine:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     with _no_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the op it builds, the GPU
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
-    dist.forget_shared_memory()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # tables of memory, on every rank
             engine, *_ = deepspeed.initialize(
