@@ -125,5 +125,7 @@ def live_table(
             made.add_row(*row)
         return made
 
-    with Live(get_renderable=table, console=Console(stderr=True), refresh_per_second=1):
+    with Live(
+        get_renderable=table, console=Console(stderr=True), refresh_per_second=1, transient=True
+    ):
         yield

@@ -40,6 +40,13 @@ def train(
         bool,
         typer.Option("--dry-run", help="Check everything, say what it takes, write nothing."),
     ] = False,
+    change_settings: Annotated[
+        bool,
+        typer.Option(
+            "--change-settings",
+            help="Go on with other settings of optimizer, augmentation or dropout.",
+        ),
+    ] = False,
 ) -> int:
     """Train under DeepSpeed, by python, torchrun, deepspeed or srun.
 
@@ -66,7 +73,13 @@ def train(
     from llm_mde.training.train import train as run_training
 
     return run_training(
-        settings, ds_config, resume=resume, export=save, deadline=deadline, dry_run=dry_run
+        settings,
+        ds_config,
+        resume=resume,
+        export=save,
+        deadline=deadline,
+        dry_run=dry_run,
+        changes=change_settings,
     )
 
 

@@ -39,10 +39,10 @@ def sweep(
         typer.Option(min=1, help="Trials drawn by chance.", show_default="the space's, else 16"),
     ] = None,
     scheduler: Annotated[
-        Literal["fifo", "asha", "median"] | None,
+        Literal["fifo", "asha", "median", "pbt"] | None,
         typer.Option(
             help="Who is stopped early: nobody, all but the best of each rung, those below the "
-            "median.",
+            "median; pbt: the worst go on from the best with other values.",
             show_default="the space's, else fifo",
         ),
     ] = None,

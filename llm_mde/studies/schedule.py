@@ -1,25 +1,36 @@
-"""Who may stop a trial early, in Ray's words."""
+"""Who may stop a trial early, or let it go on from another one, in Ray's words."""
 
 import math
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
 
 from llm_mde.errors import ConfigError
-from llm_mde.studies.space import Search
+from llm_mde.studies.rules import Rule, settled
+from llm_mde.studies.space import Base, Search
 from llm_mde.studies.trials import TIME
 
 GRACE = 9  # by default a trial has a ninth of the longest run before it may be stopped
 PEERS = 3  # trials that a median is taken of
 
 
-def scheduler_of(search: Search, *, steps: int) -> TrialScheduler | None:
+def scheduler_of(search: Search, base: Base, *, steps: int) -> TrialScheduler | None:
     """The scheduler that a search names; None lets every trial run to its end.
 
     Asynchronous successive halving: Li et al. 2018, https://arxiv.org/abs/1810.05934. Median
-    stopping: Golovin et al. 2017, Vizier.
+    stopping: Golovin et al. 2017, Vizier. Population-based training: Jaderberg et al. 2017,
+    https://arxiv.org/abs/1711.09846.
 
     Args:
         search: as the space says.
+        base: what trials start from.
         steps: optimizer steps of the longest trial.
 
     Raises:
@@ -34,6 +45,8 @@ def scheduler_of(search: Search, *, steps: int) -> TrialScheduler | None:
         )
     if search.scheduler == "median":
         return MedianStoppingRule(time_attr=TIME, grace_period=grace, min_samples_required=PEERS)
+    if search.scheduler == "pbt":
+        return _population(base, every=grace)
     return AsyncHyperBandScheduler(
         time_attr=TIME,
         max_t=steps,
@@ -41,3 +54,38 @@ def scheduler_of(search: Search, *, steps: int) -> TrialScheduler | None:
         reduction_factor=search.reduction,
         stop_last_trials=False,  # a run that comes to its end saves before it ends
     )
+
+
+def _population(base: Base, *, every: int) -> PopulationBasedTraining:
+    """Every so many steps the worst quarter goes on from the best, with other values."""
+    rules = base.space.parameters
+    changed = {path: _other(rule) for path, rule in rules.items() if rule.drawn or rule.grid}
+
+    def settle(config: dict[str, Any]) -> dict[str, Any]:
+        """Perturbed numbers are taken back into their ranges, and references follow."""
+        one = config["trial"]
+        now: Mapping[str, Any] = one["settings"]
+        values = settled(rules, lambda path, rule: within(rule, now[path]), base.plain)
+        return config | {"trial": one | {"settings": {**now, **values}}}
+
+    return PopulationBasedTraining(
+        time_attr=TIME,
+        perturbation_interval=every,
+        hyperparam_mutations={"trial": {"settings": changed}},
+        custom_explore_fn=settle,
+        log_config=False,
+        require_attrs=False,  # a trial that fails at once has no score
+    )
+
+
+def _other(rule: Rule) -> list[Any] | Callable[[], Any]:
+    return rule.choice or rule.grid or (lambda: rule.draw(random.Random()))
+
+
+def within(rule: Rule, value: Any) -> Any:
+    """A number that was moved, back in the range of its rule."""
+    ends = rule.uniform or rule.loguniform or rule.randint
+    if ends is None:
+        return value
+    moved = min(max(value, ends[0]), ends[1])
+    return round(moved) if rule.randint else moved

@@ -52,10 +52,13 @@ class Search(Frozen):
     """Draw by chance, go through every combination, or let Optuna learn where to look."""
     samples: int = Field(16, ge=1)
     """Trials drawn: for each combination of the grids by `random`, in all by `optuna`."""
-    scheduler: Literal["fifo", "asha", "median"] = "fifo"
-    """Who is stopped early: nobody, all but the best of each rung, or those below the median."""
+    scheduler: Literal["fifo", "asha", "median", "pbt"] = "fifo"
+    """Who is stopped early: nobody, all but the best of each rung, or those below the median; by
+    `pbt` the worst quarter goes on from the best with other values (optimizer, augmentation and
+    dropout alone)."""
     grace: int | None = Field(None, ge=1)
-    """Optimizer steps before a trial may be stopped; None: a ninth of the longest run."""
+    """Optimizer steps before a trial may be stopped, or between two changes by `pbt`; None: a ninth
+    of the longest run."""
     reduction: int = Field(3, ge=2)
     """ASHA keeps one of so many at each rung."""
     seed: int = Field(0, ge=0)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ def _run_trials(
     """Run those that are not over, and keep how each ends."""
     over = {name for name, record in records.all.items() if record.over}
     todo = {
-        name: settings
+        # By `pbt` a trial's settings have changed since it began.
+        name: records.all[name].settings if sweep.changing and name in records.all else settings
         for name, settings in sweep.trials.items()
         # A scheduler judges by the others: it hears of finished trials again, which train nothing.
         if name not in over or sweep.judged
@@ -101,9 +102,17 @@ def _run_trials(
     if left <= 0:
         return
     steps = {name: steps_of(sweep.base, name, settings) for name, settings in todo.items()}
-    work = partial(_work, base=sweep.base, ds_config=sweep.ds_config, parent_run_id=run_id)
+    work = partial(
+        _work,
+        base=sweep.base,
+        ds_config=sweep.ds_config,
+        options=("--change-settings",) if sweep.changing else (),
+        parent_run_id=run_id,
+    )
     watch = _Recorder(sweep, records, steps, total=left if sweep.bayes else len(todo))
-    how = How(sweep.folder, share, address, scheduler_of(sweep.search, steps=sweep.longest))
+    scheduler = scheduler_of(sweep.search, sweep.base, steps=sweep.longest)
+    run_of = partial(_run_of, sweep.base) if sweep.changing else None
+    how = How(sweep.folder, share, address, scheduler, run_of)
     with watch.shown():
         run_trials(
             work,
@@ -134,12 +143,17 @@ def _work(
     *,
     base: Base,
     ds_config: Path,
+    options: Sequence[str],
     parent_run_id: str | None,
 ) -> Iterator[Evaluation]:
     """Train one trial, in a Ray worker."""
     config = below(base.config_of(place.name, settings), parent_run_id)
     steps = steps_of(base, place.name, settings)
-    yield from train(place, config, ds_config, steps=steps)
+    yield from train(place, config, ds_config, steps=steps, options=options)
+
+
+def _run_of(base: Base, name: str, settings: dict[str, Any]) -> Path:
+    return base.config_of(name, settings).run_dir
 
 
 class _Recorder(Live):

@@ -10,9 +10,9 @@ from llm_mde.config import Config
 from llm_mde.errors import ConfigError
 from llm_mde.recipes import find, flat
 from llm_mde.studies.plan import counted, planned_steps
-from llm_mde.studies.space import Base, Search, base_of, read_space, settings_of
+from llm_mde.studies.space import Base, Search, Space, base_of, read_space, settings_of
 from llm_mde.training.ds import read_ds
-from llm_mde.training.folder import differences, write_whole
+from llm_mde.training.folder import CHANGEABLE, differences, write_whole
 
 RECORDS = "trials.jsonl"
 CLAIM = "sweep.json"
@@ -51,6 +51,11 @@ class Sweep:
     def judged(self) -> bool:
         """Whether a scheduler may stop trials early."""
         return self.search.scheduler != "fifo"
+
+    @property
+    def changing(self) -> bool:
+        """Whether trials go on from each other with other values."""
+        return self.search.scheduler == "pbt"
 
     @property
     def total(self) -> int:
@@ -113,6 +118,8 @@ def plan_sweep(
         raise ConfigError(f"space {space.name}: optuna draws parameters, this space has none")
     if bayes and seeds > 1:
         raise ConfigError("--seeds: optuna suggests each trial once; give one seed")
+    if space.search.scheduler == "pbt":
+        _check_changeable(space)
     trials = {} if bayes else _under_seeds(start, seeds, max_trials=max_trials)
     named = trials or {"t": {}}
     configs = [start.config_of(name, values) for name, values in named.items()]
@@ -123,6 +130,18 @@ def plan_sweep(
         counted(str(config.data.shards), config.data.train_split)
         counted(str(config.data.shards), config.data.val_split)
     return Sweep(start, space.search, ds, configs[0], trials, seeds)
+
+
+def _check_changeable(space: Space) -> None:
+    """What population-based training changes in the middle of a run can be changed there."""
+    if not space.parameters:
+        raise ConfigError(f"space {space.name}: pbt changes parameters, this space has none")
+    fixed = [path for path in space.parameters if not path.startswith(CHANGEABLE)]
+    if fixed:
+        raise ConfigError(
+            f"space {space.name}: {fixed[0]}: pbt changes values in the middle of a run, expected "
+            f"paths that begin with one of {', '.join(CHANGEABLE)}; fix it in the base"
+        )
 
 
 def _under_seeds(base: Base, seeds: int, *, max_trials: int | None) -> dict[str, dict[str, Any]]:

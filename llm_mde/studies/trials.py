@@ -8,10 +8,11 @@ process ids lie in files while programs run, so that an interruption ends them i
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,14 @@ from llm_mde.studies.process import (
 )
 from llm_mde.studies.share import Share, share
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
+from llm_mde.training import checkpoint as checkpoints
 from llm_mde.training.stopping import REQUEUE
 
 logger = logging.getLogger(__name__)
 
 SCORE, TIME = "val/abs_rel", "step"
 LOSSES = 3  # of a node under a trial, after which it counts as failed
+CHECKPOINTS = "checkpoints"  # of a run
 NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "but the GPU has")
 END, ERROR = "trial_ended", "trial_error"  # in the last result of a trial that ended by itself
 
@@ -111,6 +114,9 @@ class How:
     """Of a Ray cluster that runs already; its nodes see the same files. None: this machine."""
     scheduler: TrialScheduler | None = None
     """Ends some early; None: each runs to its end."""
+    run_of: Callable[[str, dict[str, Any]], Path] | None = None
+    """The run's folder of a trial by name and settings, where the scheduler lets trials go on from
+    each other's checkpoints."""
 
 
 def run_trials(
@@ -141,8 +147,9 @@ def run_trials(
     _set_up_ray(how.address)
     try:
         devices = share(how.share, nodes=_nodes(), of=of)
-        given = {"work": work, "folder": how.folder, "gpus": devices.gpus > 0}
-        trainable = tune.with_parameters(_Trial, **given, threads=devices.cpus)
+        given = {"work": work, "folder": how.folder, "run_of": how.run_of}
+        own = {"gpus": devices.gpus > 0, "threads": devices.cpus}
+        trainable = tune.with_parameters(_Trial, **given, **own)
         listed = [{"name": name, "settings": settings} for name, settings in trials.items()]
         tuner = tune.Tuner(
             tune.with_resources(trainable, devices.resources()),
@@ -181,6 +188,7 @@ def _set_up_ray(address: str | None) -> None:
         ("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1"),
         ("TUNE_DISABLE_SIGINT_HANDLER", "1"),
         ("RAY_CHDIR_TO_TRIAL_DIR", "0"),
+        ("RAY_memory_monitor_refresh_ms", "0"),  # it would end our workers, not what needs memory
         ("RAY_AIR_NEW_OUTPUT", "0"),  # the new one prints a banner whatever its verbosity
     ):
         os.environ.setdefault(variable, value)
@@ -281,17 +289,27 @@ class _Trial(tune.Trainable):
     """Ray's side of a trial: a step is all up to the next evaluation."""
 
     def setup(
-        self, config: dict[str, Any], work: Work, folder: Path, gpus: bool, threads: int
+        self,
+        config: dict[str, Any],
+        work: Work,
+        folder: Path,
+        run_of: Callable[[str, dict[str, Any]], Path] | None,
+        gpus: bool,
+        threads: int,
     ) -> None:
         """Ray's hook."""
         self._make = lambda one: work(
             Place(one["name"], folder, gpus=gpus, threads=threads), one["settings"]
         )
+        self._run_of = run_of
+        self._rows: Iterator[Row] = iter(())
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Ray's hook: another trial in this process, which took seconds to start."""
-        self._rows = self._make(new_config["trial"])
+        self.cleanup()
+        self._one = new_config["trial"]
+        self._rows = self._make(self._one)
         self._row: Row = {}
         return True
 
@@ -307,11 +325,30 @@ class _Trial(tune.Trainable):
 
     def cleanup(self) -> None:
         """Ray's hook; a trial that ends early is asked to save, and waited for."""
-        self._rows.close()  # type: ignore[attr-defined]  # a generator
+        if isinstance(self._rows, Generator):
+            self._rows.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Ray's hook: for another trial, or this one, to go on from."""
+        assert self._run_of
+        run = self._run_of(self._one["name"], self._one["settings"])
+        checkpoints.copy_last(run / CHECKPOINTS, Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: str | None) -> None:
+        """Ray's hook: the program, once it starts, finds these checkpoints alone."""
+        assert self._run_of and checkpoint
+        own = self._run_of(self._one["name"], self._one["settings"]) / CHECKPOINTS
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.copytree(checkpoint, own)
 
 
 def train(
-    place: Place, config: Config, ds_config: Path, *, steps: int | None = None
+    place: Place,
+    config: Config,
+    ds_config: Path,
+    *,
+    steps: int | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[Row]:
     """A trial's training run, in processes of its own; yields what it records at evaluations.
 
@@ -323,7 +360,7 @@ def train(
     """
     recipe = place.folder / f"{place.name}.yaml"
     recipe.write_text(dump(config), encoding="utf-8")
-    words = ["train", "--config", str(recipe), "--ds_config", str(ds_config)]
+    words = ["train", "--config", str(recipe), "--ds_config", str(ds_config), *options]
     sent = 0
     for _ in run_program(place, words, log=place.log()):
         for row in evaluations(config.run_dir, after=sent):

@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,33 @@ def _prune(folder: Path, *, step: int, keep: int) -> None:
         shutil.rmtree(path)
     if best is not None and not best.is_dir():
         (folder / "best").unlink()
+
+
+def copy_last(folder: Path, into: Path, *, patience_s: float = 600.0) -> None:
+    """Copy the newest checkpoint of a run that goes on meanwhile, with a `last` that points to it.
+
+    Args:
+        folder: the run's checkpoints; waits for the first one.
+        into: a folder.
+        patience_s: for how long.
+
+    Raises:
+        CheckpointError: there was none.
+    """
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        found = _target(folder / "last")
+        copy = into / found.name if found else into
+        with suppress(OSError, shutil.Error):  # it was the oldest, and went
+            if found:
+                shutil.copytree(found, copy)
+        if found and problem(copy) is None:
+            (into / "last").write_text(copy.name + "\n", encoding="utf-8")
+            return
+        if found:
+            shutil.rmtree(copy, ignore_errors=True)
+        time.sleep(0.1)
+    raise CheckpointError(f"{folder}: no checkpoint came in {patience_s:g} s")
 
 
 def _target(pointer: Path) -> Path | None:

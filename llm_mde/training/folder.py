@@ -46,6 +46,23 @@ FREE_TO_CHANGE = (
 )
 
 
+# Settings that may also differ where a run is told to go on with changes: shapes and samples stay.
+CHANGEABLE = (
+    "optim.lr",  # and its scales
+    "optim.betas",
+    "optim.eps",
+    "optim.warmup",
+    "optim.weight_decay",
+    "optim.clip",
+    "train.loss",
+    "data.augment.",
+    "model.vit.lora.dropout",
+    "model.llm.lora.dropout",
+    "model.llm.dropout",
+    "model.reprogram.dropout",
+)
+
+
 def settings_of(config: Config, ds: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted path to JSON value of the configuration and, below `ds.`, of DeepSpeed's JSON."""
     return flat(config) | _flat(ds, "ds.")
@@ -78,25 +95,34 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return leaves
 
 
-def check_same(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with other settings.
+def check_same(
+    where: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, changes: bool = False
+) -> None:
+    """Refuse to go on with other settings; `changes`: but for CHANGEABLE ones.
 
     Raises:
         ConfigError: names every differing key.
     """
-    if changed := differences(before, now):
-        raise ConfigError(
-            f"{where}: holds a run with other settings: {changed}; choose another one with "
-            "--set name=..., or start over with --resume never"
-        )
+    free = FREE_TO_CHANGE + (CHANGEABLE if changes else ())
+    changed = differences(before, now, free=free)
+    if not changed:
+        return
+    remedy = "--set name=..., or start over with --resume never"
+    if not changes and not differences(before, now, free=FREE_TO_CHANGE + CHANGEABLE):
+        remedy += ", or go on with them by --change-settings"
+    raise ConfigError(
+        f"{where}: holds a run with other settings: {changed}; choose another one with {remedy}"
+    )
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Settings that move numbers and are not the same, in words; empty if there are none."""
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple[str, ...] = FREE_TO_CHANGE
+) -> str:
+    """Settings that are not the same, but for the free ones, in words; empty if there are none."""
     return "; ".join(
         f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
         for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
+        if before.get(key) != now.get(key) and not key.startswith(free)
     )
 
 
@@ -112,24 +138,24 @@ def alone(config: Config) -> Iterator[None]:
         yield
 
 
-def claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> None:
+def claim(config: Config, ds: Mapping[str, Any], *, resume: str, changes: bool = False) -> None:
     """Make the run's folder with config.yaml and ds.json; `never` sets an older run aside.
 
-    Collective.
+    Collective; `changes` as in `check_same`.
 
     Raises:
         ConfigError: the folder holds a run with other settings.
     """
-    dist.on_rank_0(lambda: _claim(config, ds, resume=resume))
+    dist.on_rank_0(lambda: _claim(config, ds, resume=resume, changes=changes))
 
 
-def _claim(config: Config, ds: Mapping[str, Any], *, resume: str) -> None:
+def _claim(config: Config, ds: Mapping[str, Any], *, resume: str, changes: bool) -> None:
     folder = config.run_dir
     if resume == "never" and (folder / CONFIG).exists():
         os.rename(folder, _aside(folder))
     before = _read(folder)
     if before is not None:
-        check_same(folder, before, settings_of(config, ds))
+        check_same(folder, before, settings_of(config, ds), changes=changes)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "ds.json", json.dumps(ds, indent=2) + "\n")
     write_whole(folder / CONFIG, dump(config))  # the last one: with it the folder is a run's

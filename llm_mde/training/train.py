@@ -39,6 +39,7 @@ def train(
     export: Export,
     deadline: float | None = None,
     dry_run: bool = False,
+    changes: bool = False,
 ) -> int:
     """Train, evaluate, track and save one run; the exit code.
 
@@ -49,6 +50,8 @@ def train(
         export: writes the adapter folder at every new best.
         deadline: by `time.monotonic`: save at the next optimizer step and ask to be requeued.
         dry_run: stop before the first step; nothing is written.
+        changes: settings of the optimizer, augmentation and dropout may differ from those that the
+            run to go on with had.
 
     Raises:
         ConfigError: settings that contradict each other, DeepSpeed's JSON or the run to go on
@@ -63,14 +66,16 @@ def train(
             logging.getLogger("llm_mde").setLevel(logging.WARNING)
         ds = read_ds(ds_config)
         if dry_run:
-            made = draft(config, ds, ranks=ranks, resume=resume, cache=None)
+            made = draft(config, ds, ranks=ranks, resume=resume, cache=None, changes=changes)
             _say_plan(made, ranks)
             if made.found:
                 logger.info("goes on from %s, step %d", made.found, made.standing.step)
             logger.info("%s; nothing was written", preflight(made, ranks).line())
             return DONE
         with stop_requests(deadline) as asked, alone(config):
-            run, standing = prepare(config, ds, ranks=ranks, resume=resume, export=export)
+            run, standing = prepare(
+                config, ds, ranks=ranks, resume=resume, export=export, changes=changes
+            )
             return follow(run, standing, asked=asked)
     except RuntimeError as error:  # of torch, in a collective that others did not come to, perhaps
         if ranks.pulse and ranks.pulse.blame() and dist.failed_in_group(error):
@@ -140,6 +145,7 @@ def draft(
     ranks: dist.Ranks,
     resume: str,
     cache: DiskCache | None,
+    changes: bool = False,
 ) -> Draft:
     """Reads and checks everything that a run needs; collective, inside a process group.
 
@@ -170,7 +176,7 @@ def draft(
     model = DepthModel(config.model, seed=config.seed)
     settings = settings_of(config, ds) | identities(model, train=train_index, val=val_index)
     if found:
-        check_same(found, before["settings"], settings)
+        check_same(found, before["settings"], settings, changes=changes)
         state.read_weights(model, found)
     return Draft(config, ds, found, standing, train_index, val_index, plan, model, steps, settings)
 
@@ -201,18 +207,24 @@ def preflight(made: Draft, ranks: dist.Ranks) -> Need:
 
 
 def prepare(
-    config: Config, ds: dict[str, Any], *, ranks: dist.Ranks, resume: str, export: Export
+    config: Config,
+    ds: dict[str, Any],
+    *,
+    ranks: dist.Ranks,
+    resume: str,
+    export: Export,
+    changes: bool = False,
 ) -> tuple[Run, Standing]:
     """Everything the loop uses, and where it begins; collective, inside a process group.
 
     Arguments and errors as in `draft` and `preflight`.
     """
     cache = _disk_cache(config.data)
-    made = draft(config, ds, ranks=ranks, resume=resume, cache=cache)
+    made = draft(config, ds, ranks=ranks, resume=resume, cache=cache, changes=changes)
     found, standing = made.found, made.standing
     if not found:
         logger.info("%s", preflight(made, ranks).line())
-    claim(config, made.ds, resume=resume)
+    claim(config, made.ds, resume=resume, changes=changes)
     engine = start(made.model, config, ds=made.ds)
     statistics = StepStatistics(engine.module, decay=config.optim.ema)
     state.make_moments(engine, mean=config.optim.ema is not None)

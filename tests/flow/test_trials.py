@@ -10,7 +10,7 @@ from llm_mde.studies.live import Live
 from llm_mde.studies.rules import Rule
 from llm_mde.studies.schedule import scheduler_of
 from llm_mde.studies.share import Share
-from llm_mde.studies.space import Search
+from llm_mde.studies.space import Base, Search, Space
 from llm_mde.studies.trials import Ended, How, run_trials
 from tests.support.trials import STEPS, work
 
@@ -26,7 +26,9 @@ TRIALS = {
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Ended], Path]:
     folder = tmp_path_factory.mktemp("trials")
     # One after the other: the good ones are there before the bad one is judged.
-    how = How(folder, Share(1), None, scheduler_of(Search(scheduler="asha", grace=3), steps=STEPS))
+    search = Search(scheduler="asha", grace=3)
+    base = Base(Space(name="s", trials=TRIALS, search=search), Path("none"), (), {})
+    how = How(folder, Share(1), None, scheduler_of(search, base, steps=STEPS))
     watch = Live(dict.fromkeys(TRIALS, STEPS), total=len(TRIALS))
     ended = run_trials(partial(work, notes=folder), TRIALS, how, of=len(TRIALS), watch=watch)
     return ended, folder

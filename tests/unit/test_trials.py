@@ -26,7 +26,7 @@ def work(place: Place, settings: dict[str, Any]) -> Iterator[Row]:
 def trial(name: str, rows: int) -> _Trial:
     made = object.__new__(_Trial)  # Ray's own constructor asks for Ray
     config = {"trial": {"name": name, "settings": {"rows": rows}}}
-    made.setup(config, work=work, folder=Path("sweep"), gpus=False, threads=1)
+    made.setup(config, work=work, folder=Path("sweep"), run_of=None, gpus=False, threads=1)
     return made
 
 
