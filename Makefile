@@ -6,8 +6,8 @@ BIN := .venv/bin
 
 install: .venv/installed
 
-# torch and its CUDA libraries are the bulk of it (5.4 GB). DeepSpeed builds no op here: it compiles
-# its one CPU op at the first start.
+# torch and its CUDA libraries are the bulk of it (5.4 GB). DeepSpeed builds no op, neither here nor
+# later.
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip

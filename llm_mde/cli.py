@@ -1,5 +1,7 @@
 """The command table of `llm-mde`: words to calls; a command imports what it needs when it runs."""
 
+import atexit
+import os
 import re
 import sys
 from typing import Annotated
@@ -55,8 +57,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The console command."""
-    sys.exit(main())
+    """The console command; its process ends without the seconds in which Python frees torch."""
+    codes: list[int] = []
+    atexit.register(_end, codes)  # the first to be registered is the last to be called
+    codes.append(main())
+    sys.exit(codes[0])
+
+
+def _end(codes: list[int]) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    for code in codes:  # none after an error of ours
+        os._exit(code)
 
 
 def _version(wanted: bool) -> None:

@@ -13,6 +13,7 @@ from llm_mde.commands.options import (
     Json,
     Sets,
     alike_on_all_ranks,
+    importing,
     say,
 )
 from llm_mde.progress import progress, seconds
@@ -69,8 +70,9 @@ def train(
             open_index(data.shards, data.train_split)
             open_index(data.shards, data.val_split)
 
-    from llm_mde.inference.adapter import save
-    from llm_mde.training.train import train as run_training
+    with importing():
+        from llm_mde.inference.adapter import save
+        from llm_mde.training.train import train as run_training
 
     return run_training(
         settings,
@@ -94,7 +96,8 @@ def doctor(
     Versions, the torch and torchvision pair, compiler, devices, disk, tracking store, hub cache.
     Exit code 1 if something is amiss.
     """
-    from llm_mde.training.doctor import examine
+    with importing():
+        from llm_mde.training.doctor import examine
 
     report = examine(distributed=distributed)
     if report is None:  # not rank 0
@@ -125,7 +128,8 @@ def evaluate(
     with alike_on_all_ranks():
         index, train_index = open_index(shards, split), open_index(shards, baselines)
 
-    from llm_mde.inference.score import score
+    with importing():
+        from llm_mde.inference.score import score
 
     scores = score(source, index, train_index=train_index, batch=batch)
     if scores is not None:  # rank 0
@@ -143,7 +147,8 @@ def predict(
     For each image a 16-bit PNG in millimetres of the image's size, and a coloured PNG with a legend
     in metres.
     """
-    from llm_mde.inference.predict import predict as run_prediction
+    with importing():
+        from llm_mde.inference.predict import predict as run_prediction
 
     with progress("predict", "image") as report:
         written = run_prediction(images, adapter=adapter, out=out, progress=report)
@@ -170,7 +175,8 @@ def export(
     difference in metres is printed, and above its bound nothing is kept. onnx needs
     pip install 'llm-mde[export]'.
     """
-    from llm_mde.inference.export import export as run_export
+    with importing():
+        from llm_mde.inference.export import export as run_export
 
     made = run_export(source, out, kind=kind)
     say(made.payload(), made.lines(), as_json=as_json)

@@ -30,9 +30,35 @@ def _no_warnings() -> Iterator[None]:
         logging.disable(level)
 
 
+def _as_it_is(model: Any = None, **_: Any) -> Any:
+    return (lambda one: one) if model is None else model  # as a decorator with words, or without
+
+
+@contextlib.contextmanager
+def _sparing() -> Iterator[None]:
+    """Without MLflow and the compiler, two seconds of every rank.
+
+    DeepSpeed imports them for its autotuner and for the kernels of Muon, which nobody here uses.
+    """
+    mlflow, compile_ = sys.modules.get("mlflow"), torch.compile
+    sys.modules["mlflow"] = None  # type: ignore[assignment] # as if it were not installed
+    torch.compile = _as_it_is
+    try:
+        yield
+    finally:
+        torch.compile = compile_
+        del sys.modules["mlflow"]
+        if mlflow is not None:
+            sys.modules["mlflow"] = mlflow
+
+
 # On import it warns that there is no GPU, and takes the stdout of that moment for its log.
-with _no_warnings(), contextlib.redirect_stdout(sys.stderr):
+with _no_warnings(), contextlib.redirect_stdout(sys.stderr), _sparing():
     import deepspeed
+    import deepspeed.runtime.zero.muon.original_muon
+
+# For inference by several ranks of a CPU, and a minute's work of a compiler at the first start.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 Engine: TypeAlias = deepspeed.DeepSpeedEngine
 

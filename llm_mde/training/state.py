@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed import utils
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llm_mde import dist
-from llm_mde.training.engine import Engine, whole
+from llm_mde.training.engine import Engine, deepspeed, whole
 from llm_mde.training.statistics import running_statistics
 
 WEIGHTS, MOMENTS = "weights", ("exp_avg", "exp_avg_sq")
@@ -170,8 +169,8 @@ def _whole(engine: Engine, weight: nn.Parameter, kind: str) -> Tensor:
     """A master or a moment; collective."""
     if _shared_out(weight):
         if kind == WEIGHTS:
-            return utils.safe_get_full_fp32_param(weight)
-        return utils.safe_get_full_optimizer_state(weight, kind)
+            return deepspeed.utils.safe_get_full_fp32_param(weight)
+        return deepspeed.utils.safe_get_full_optimizer_state(weight, kind)
     master = _master(engine, weight)
     return master.detach() if kind == WEIGHTS else _adam(engine).state[master][kind]
 
@@ -182,9 +181,9 @@ def _put(engine: Engine, weight: nn.Parameter, kind: str, value: Tensor) -> None
     elif hasattr(weight, "ds_id"):
         _put_piece(weight, kind, value)
     elif kind == WEIGHTS:
-        utils.safe_set_full_fp32_param(weight, value)
+        deepspeed.utils.safe_set_full_fp32_param(weight, value)
     else:
-        utils.safe_set_full_optimizer_state(weight, value, kind)
+        deepspeed.utils.safe_set_full_optimizer_state(weight, value, kind)
 
 
 def _shared_out(weight: nn.Parameter) -> bool:
@@ -214,6 +213,6 @@ def _put_piece(weight: Any, kind: str, value: Tensor) -> None:
     padded[: value.numel()] = value.flatten()
     piece = padded[size * dist.rank() :][:size]
     if kind == WEIGHTS:
-        utils.safe_set_local_fp32_param(weight, piece)
+        deepspeed.utils.safe_set_local_fp32_param(weight, piece)
     else:
-        utils.safe_set_local_optimizer_state(weight, piece, kind)
+        deepspeed.utils.safe_set_local_optimizer_state(weight, piece, kind)

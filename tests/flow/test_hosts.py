@@ -55,7 +55,7 @@ SETS = [
     "tracking.mlflow=false",
 ]
 SAVED = 9  # steps at least, when step 10 is said
-START_S = 240.0  # DeepSpeed may compile its op first
+START_S = 240.0
 END_S = 150.0  # after a cut: train.timeout, and half a minute until connections are given up
 
 

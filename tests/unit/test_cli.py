@@ -298,3 +298,18 @@ def test_an_interruption_is_130(monkeypatch, capsys) -> None:
     monkeypatch.setattr("llm_mde.nyu.synth.synth", stopped)
     assert main(["synth", "X"]) == 130
     assert capsys.readouterr().err == "llm-mde synth: interrupted\n"
+
+
+def test_the_console_command_ends_with_its_code_and_all_that_was_said() -> None:
+    code = (
+        "import atexit, sys, threading, time\n"
+        "from llm_mde import cli\n"
+        "def main():\n"
+        "    atexit.register(print, 'at exit')\n"
+        "    threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()\n"
+        "    return 75\n"
+        "cli.main = main\n"
+        "cli.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "thread\nat exit\n", "")

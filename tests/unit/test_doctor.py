@@ -48,9 +48,9 @@ def test_a_pair_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_missing_compiler_has_a_remedy(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None if "+" in name else name)
-    assert found("compiler").said == "a C++ compiler not found; apt-get install g++ ninja-build"
-    assert main(["doctor"]) == 1
-    assert "fail  compiler: a C++ compiler not found" in capsys.readouterr().out
+    assert main(["doctor"]) == 0  # all but train.compile works without
+    line = "note  compiler: none for C++ found, which train.compile needs; apt-get install g++"
+    assert line in capsys.readouterr().out
 
 
 def test_a_store_that_does_not_answer_is_amiss(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def config(**train):
 def resolved(ds, *, world=2, cuda=False, **train):
     made = config(**{"batch": 16, **train})
     return resolve_ds(ds, made, micro=micro_batch(made, world), world=world, cuda=cuda)
+
+
+def test_deepspeed_compiles_nothing_at_the_start():
+    assert sys.modules["deepspeed.comm.torch"].build_shm_op() is None
 
 
 # DeepSpeed's JSON

@@ -42,7 +42,7 @@ HOMES = {
     "transformers": {"model.language", "model.prompt"},
     "peft": {"model.lora", "inference.adapter"},
     "webdataset": {"data.stream"},
-    "deepspeed": {"training.engine", "training.state"},
+    "deepspeed": {"training.engine"},
     "mlflow": {"tracking.mlflow"},
     "h5py": {"nyu.labeled"},
     "huggingface_hub": {"data.store", "model.vit", "training.doctor", "inference.pretrained"},
@@ -150,6 +150,17 @@ def test_help_loads_nothing_heavy(words):
         "except SystemExit as end:\n    assert not end.code, end.code"
     )
     assert loaded_after(code) == set()
+
+
+def test_a_rank_loads_neither_the_store_nor_the_compiler():
+    """DeepSpeed would load both: two seconds of each rank. Who asks for them still has them."""
+    code = (
+        "import sys, llm_mde.training.train, deepspeed.runtime.zero.muon.muon_optimizer\n"
+        "assert not {'mlflow', 'torch._inductor.compile_fx'} & set(sys.modules)\n"
+        "import mlflow, torch\n"
+        "assert mlflow.log_metric and torch.compile(lambda: 3, backend='eager')() == 3"
+    )
+    assert "mlflow" in loaded_after(code)
 
 
 def test_environment_is_read_in_its_places():
