@@ -161,11 +161,12 @@ def sizes(model: DepthModel) -> dict[bool, int]:
 def saving(model: nn.Module) -> Iterator[dict[int, int]]:
     """What a forward pass keeps for the backward pass: bytes of each storage, weights left out."""
     storages: dict[int, int] = {}
+    weights = list(model.parameters())  # once: the walk through all modules costs as much as a pass
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         # Asked each time: ZeRO-3 gathers weights as the pass goes on.
-        if all(storage.data_ptr() != w.untyped_storage().data_ptr() for w in model.parameters()):
+        if all(storage.data_ptr() != w.untyped_storage().data_ptr() for w in weights):
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
