@@ -48,7 +48,6 @@ CONFIG: dict[str, Any] = {
     "train": {
         "batch": 8,
         "micro_batch": 2,  # two micro-batches a step on each rank
-        "max_steps": 40,
         "eval_every": 1,
         "save_steps": 3,
         "log_every": 1,
@@ -193,10 +192,8 @@ def _end(processes: list[psutil.Process], attempt: Attempt) -> None:
 def outcome(run: Path) -> dict[str, Any]:
     """What a run that has ended leaves, clocks left out."""
     last = run / "checkpoints" / (run / "checkpoints" / "last").read_text().strip()
-    rows = [
-        {name: value for name, value in row.items() if name not in CLOCKS}
-        for row in read_metrics(run / METRICS_FILE)
-    ]
+    read = read_metrics(run / METRICS_FILE)
+    rows = [{name: value for name, value in row.items() if name not in CLOCKS} for row in read]
     adapter = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((run / "adapter").glob("*.safetensors"))
@@ -205,7 +202,7 @@ def outcome(run: Path) -> dict[str, Any]:
     return {"checkpoint": last.name, "files": files, "rows": rows, "adapter": adapter}
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, *, steps: int) -> None:
     """Shards of generated rooms, and the run's settings."""
     shards = work / "shards"
     if not shards.exists():
@@ -217,6 +214,7 @@ def prepare(work: Path) -> None:
             subprocess.run(command, check=True, stdout=sys.stderr)
     tree = CONFIG | {"runs": str(work.absolute() / "runs")}
     tree["data"] = CONFIG["data"] | {"shards": str(shards.absolute())}
+    tree["train"] = CONFIG["train"] | {"max_steps": steps}
     (work / "run.yaml").write_text(yaml.safe_dump(tree))
 
 
@@ -270,11 +268,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for data and runs")
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=40, help="of the run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    prepare(args.work)
+    prepare(args.work, steps=args.steps)
     attempts, ends, differences = wreck(args.work, kills=args.kills, seed=args.seed)
     victims = Counter(one.victim for one in attempts if one.victim)
     moments = Counter(one.moment for one in attempts if one.victim)

@@ -10,8 +10,9 @@ import pytest
 
 @pytest.mark.timeout(900)
 def test_a_run_killed_three_times_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    words = ["--work", str(tmp_path / "chaos"), "--kills", "3", "--seed", "2"]
-    command = [sys.executable, "-m", "benchmarks.chaos", *words, "--json", str(tmp_path / "out")]
+    words = ["--kills", "3", "--steps", "20", "--seed", "2"]
+    places = ["--work", str(tmp_path / "chaos"), "--json", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "benchmarks.chaos", *words, *places]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads((tmp_path / "out").read_text())

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,14 +109,13 @@ def test_experiments_run_once_and_leave_a_report(place: Path, command: Command) 
 
     check_mlflow(place, good)
 
-    before = {path: path.read_bytes() for path in (place / "runs").glob("cross/*.json")}
-    began = time.monotonic()
+    before = {path: path.stat().st_mtime_ns for path in (place / "runs").glob("*/*.json*")}
+    assert len(before) >= 4
     (place / "pair.yaml").write_text(PAIR.replace("  broken: {optim.lr: 1.0e+30}\n", "").replace(
         ", broken: {abs_rel: 0.75}", "").replace("better: [[good, broken]]", ""))  # fmt: skip
     code, said = command()
-    assert code == 0 and time.monotonic() - began < 20
-    assert said["experiments"][0]["outcomes"] == [good]
-    assert {path: path.read_bytes() for path in before} == before
+    assert code == 0 and said["experiments"][0]["outcomes"] == [good]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
     _, said = command("--dry-run")
     assert {row["state"] for one in said["experiments"] for row in one["trials"]} == {"done"}
 
