@@ -3,11 +3,12 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
+from llm_mde.data.columns import Chain, Column, Entry, columns
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.members import KEY, MAX_SAMPLE_BYTES
 from llm_mde.errors import DataError
@@ -23,28 +24,18 @@ MAX_OFFSET = 2**50  # a shard of a pebibyte; far above, an offset is no number t
 SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}\.tar")
 
 
-class Entry(NamedTuple):
-    """Where one sample lies: a byte range of one shard."""
-
-    key: str
-    shard: str
-    offset: int
-    size: int
-    sha256: str
-
-
 @dataclass(frozen=True)
 class Index:
     """The samples of one split, shard by shard, in the written order."""
 
     folder: ShardFolder
     split: str
-    shards: tuple[tuple[Entry, ...], ...]
+    shards: tuple[Column, ...]
 
     @property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> Sequence[Entry]:
         """Every sample in the written order."""
-        return [entry for shard in self.shards for entry in shard]
+        return Chain(self.shards)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -55,8 +46,8 @@ class Index:
         """At most `number` samples, evenly spaced over the split."""
         entries = self.entries
         number = min(number, len(entries))
-        chosen = tuple(entries[at * len(entries) // number] for at in range(number))
-        return Index(self.folder, self.split, (chosen,))
+        chosen = (entries[at * len(entries) // number] for at in range(number))
+        return Index(self.folder, self.split, columns(chosen))
 
 
 def shard_folder(folder: ShardFolder | Path | str) -> ShardFolder:
@@ -90,9 +81,12 @@ def open_index(folder: ShardFolder | Path | str, split: str) -> Index:
     check_finished(folder)
     if not folder.exists(INDEX):
         raise DataError(f"{folder}: no {INDEX} found, expected a folder written by 'llm-mde pack'")
+    return Index(folder, split, columns(_listed(folder, split)))
+
+
+def _listed(folder: ShardFolder, split: str) -> Iterator[Entry]:
+    """Of the index the samples that a list names; each of the list is there, once."""
     keys = _split_keys(folder, split)
-    listed = folder.at(f"splits/{split}.txt")
-    by_shard: dict[str, list[Entry]] = {}
     missing = set(keys)
     for entry in read_entries(folder.read(INDEX), folder.at(INDEX)):
         if entry.key in keys:
@@ -101,13 +95,13 @@ def open_index(folder: ShardFolder | Path | str, split: str) -> Index:
                     f"{folder.at(INDEX)}: sample {entry.key} is there twice; pack again"
                 )
             missing.remove(entry.key)
-            by_shard.setdefault(entry.shard, []).append(entry)
+            yield entry
     if missing:
+        listed = folder.at(f"splits/{split}.txt")
         raise DataError(
             f"{listed}: lists {len(keys)} keys, {INDEX} holds {len(keys) - len(missing)} of them; "
             "pack again"
         )
-    return Index(folder, split, tuple(tuple(shard) for _, shard in sorted(by_shard.items())))
 
 
 def _split_keys(folder: ShardFolder, split: str) -> set[str]:

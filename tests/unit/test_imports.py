@@ -16,8 +16,8 @@ ROOMS = (
     ("nyu.", "synth"),
     (
         "data.",
-        "store cache folder record members index samples sources shard lists layout workers "
-        "estimate claim merge report pack scan verify show plan augment pixels stream",
+        "store cache folder record members columns index samples sources shard lists layout "
+        "workers estimate claim merge report pack scan verify show plan augment pixels stream",
     ),
     ("model.", "vit vocabulary language prompt prototypes reprogram lora head depth_model"),
     ("scoring.", "losses metrics protocols baselines evaluate"),

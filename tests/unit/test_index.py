@@ -2,12 +2,15 @@ import hashlib
 import io
 import pickle
 import tarfile
+import tracemalloc
 import uuid
+from itertools import groupby
 
 import numpy as np
 import pytest
 
 from llm_mde.data import record
+from llm_mde.data.columns import Chain, columns
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import Entry, open_index, read_entry
 from llm_mde.data.members import Stream, read_header, sample_members, walk
@@ -50,6 +53,30 @@ def test_url_gives_the_same_index_and_bytes(local, url):
         assert ours.pop("__url__") == f"{local}/{entry.shard}"
         assert theirs == ours
     assert pickle.loads(pickle.dumps(remote)).read(index.entries[0])["__key__"]
+
+
+def test_samples_in_columns_are_what_they_were_and_take_little_memory():
+    """A loader process has a copy of its own: 400,000 samples are 29 MB, 172 MB as objects."""
+    entries = [
+        Entry(f"kitchen_{n:04d}-{n:06d}", f"train-{n // 999:06d}.tar", n * 2**20, n, f"{n:064x}")
+        for n in range(3000)
+    ]
+    made = columns(reversed(entries))  # shards are sorted, samples of one stay as they come
+    want = [one for _, each in groupby(entries, lambda one: one.shard) for one in [*each][::-1]]
+    copied = pickle.dumps(made)
+    tracemalloc.start()
+    copy = pickle.loads(copied)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 100 * len(entries)
+    assert [one for shard in copy for one in shard] == want
+    chain = Chain(copy)
+    assert (list(chain), len(chain), chain[-1], chain[998:1001]) == (
+        want, 3000, want[-1], want[998:1001]
+    )  # fmt: skip
+    assert copy == made and copy[0][-2] == want[997] and copy != columns(entries)
+    with pytest.raises(IndexError):
+        chain[3000]
 
 
 def test_url_of_another_kind_is_refused():
