@@ -1,10 +1,6 @@
 """Ranks: the only module that sees torch.distributed."""
 
-import logging
 import os
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,10 +11,9 @@ import torch.distributed as dist
 
 from llm_mde.errors import ConfigError, LlmMdeError
 from llm_mde.launcher import cores, launcher_variables, local_ranks
+from llm_mde.pulse import Pulse, announce
 
 T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,100 +24,8 @@ class Ranks:
     world: int
     local_rank: int
     device: torch.device
-    pulse: "Pulse | None" = None
+    pulse: Pulse | None = None
     """Signs of life of all ranks."""
-
-
-PULSE_S = 2.0
-NEARLY = 0.8  # of the time-out
-NO_STORE = "rank 0 on %s, which keeps the list of ranks, does not answer"
-GO_ON = "the same command goes on from the last checkpoint"
-LATE = 2.5  # pulses, after which a rank without one shows no sign of life
-
-
-class Pulse:
-    """Signs of life of all ranks, kept where they met: who is it that the others wait for?
-
-    A thread of each rank goes on while the rank waits in a collective, not where it is stopped or
-    dead; `turns` tells who has come how far. Where a rank has waited nearly as long as it may, the
-    thread says for whom: on GPUs NCCL ends the process without a word to Python.
-    """
-
-    def __init__(self, store: dist.Store, *, rank: int, world: int, timeout_s: float) -> None:
-        """Begins to beat."""
-        self.rank, self.world, self.turns, self._store = rank, world, 0, store
-        self._patience_s, self._told = NEARLY * timeout_s, False
-        self._no_store = NO_STORE % os.environ["MASTER_ADDR"]
-        self._over, self._blaming = threading.Event(), threading.Lock()
-        self._thread = threading.Thread(target=self._beat, args=(store.clone(),), daemon=True)
-        self._thread.start()
-
-    def end(self) -> None:
-        """Stop beating."""
-        self._over.set()
-        self._thread.join(2 * PULSE_S)  # not for ever, where rank 0 no longer answers
-
-    def _beat(self, store: dist.Store) -> None:
-        beats, host = 0, socket.gethostname()
-        turns, since = 0, time.monotonic()
-        while not self._over.is_set():
-            beats += 1
-            if turns != self.turns:
-                turns, since = self.turns, time.monotonic()
-            if turns and time.monotonic() - since > self._patience_s:
-                since = time.monotonic()
-                threading.Thread(target=self.blame, daemon=True).start()  # this one goes on beating
-            try:
-                store.set(f"pulse/{self.rank}", f"{beats} {self.turns} {host}")
-            except RuntimeError:  # rank 0 keeps the store, and is gone
-                return
-            self._over.wait(PULSE_S)
-
-    def blame(self) -> bool:
-        """Say, once, which ranks this one waits for; whether there are any. Takes some seconds."""
-        with self._blaming:
-            missing = [] if self._told else self.missing()
-            if missing:
-                self._told = True
-                who = "; ".join(missing)
-                logger.error("rank %d waits in vain: %s; %s", self.rank, who, GO_ON)
-        return self._told
-
-    def missing(self) -> list[str]:
-        """Ranks that show no sign of life or are behind, in words."""
-        found: list[list[str]] = []
-        reader = threading.Thread(target=lambda: found.append(self._missing()), daemon=True)
-        reader.start()
-        reader.join(2 * LATE * PULSE_S)  # a store whose host is stopped does not even time out
-        return found[0] if found else [self._no_store]
-
-    def _missing(self) -> list[str]:
-        before = self._read()
-        time.sleep(LATE * PULSE_S)
-        after = self._read()
-        if before is None or after is None:
-            return [self._no_store]
-        most = max((turns for _, turns, _ in after.values()), default=0)
-        found = []
-        for rank in (one for one in range(self.world) if one != self.rank):
-            beats, turns, host = after.get(rank, (0, 0, "an unknown host"))
-            if beats == before.get(rank, (0, 0, ""))[0]:
-                found.append(f"rank {rank} on {host} shows no sign of life")
-            elif turns < most:
-                found.append(f"rank {rank} on {host} is at micro-batch {turns}, others at {most}")
-        return found
-
-    def _read(self) -> dict[int, tuple[int, int, str]] | None:
-        """Beats, turns and host of each rank that has beaten; None without the store."""
-        found = {}
-        try:
-            for rank in range(self.world):
-                if self._store.check([f"pulse/{rank}"]):
-                    beats, turns, host = self._store.get(f"pulse/{rank}").decode().split(" ", 2)
-                    found[rank] = int(beats), int(turns), host
-        except RuntimeError:
-            return None
-        return found
 
 
 def join(*, timeout_s: float = 1800.0, deterministic: bool = False) -> Ranks:
@@ -145,6 +48,7 @@ def join(*, timeout_s: float = 1800.0, deterministic: bool = False) -> Ranks:
         torch.set_num_threads(max(1, cores() // local_ranks(os.environ)))
     timeout = timedelta(seconds=timeout_s)
     store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    announce(store, rank)  # here: `init_process_group` waits for all ranks
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         store=dist.PrefixStore("group", store),
@@ -152,7 +56,9 @@ def join(*, timeout_s: float = 1800.0, deterministic: bool = False) -> Ranks:
         world_size=world,
         timeout=timeout,
     )
-    pulse = Pulse(store, rank=rank, world=world, timeout_s=timeout_s) if world > 1 else None
+    host, pulse = os.environ["MASTER_ADDR"], None
+    if world > 1:
+        pulse = Pulse(store, rank=rank, world=world, timeout_s=timeout_s, host=host)
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return Ranks(rank, world, local_rank, device, pulse)

@@ -10,7 +10,7 @@ import llm_mde
 ROOT = Path(llm_mde.__file__).parent
 # Who may import whom: only names further up, and inside a room only names to the left.
 ROOMS = (
-    ("", "errors config recipes launcher locks dist progress figures"),
+    ("", "errors config recipes launcher locks pulse dist progress figures"),
     ("nyu.", "frame raw compiled kinect dissection fill scenes labeled pattern aligned dumps"),
     ("nyu.rooms.", "paint solids decor furniture fittings design raycast views sensor"),
     ("nyu.", "synth"),
