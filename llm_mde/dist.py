@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from llm_mde.errors import ConfigError, LlmMdeError
-from llm_mde.launcher import cores, launcher_variables, local_ranks
+from llm_mde.launcher import cores, launcher_variables, threads
 from llm_mde.pulse import Pulse, announce
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def join(*, timeout_s: float = 1800.0, deterministic: bool = False) -> Ranks:
     if cuda:
         _take_gpu()
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, cores() // local_ranks(os.environ)))
+        torch.set_num_threads(threads(os.environ, cores=cores()))
     timeout = timedelta(seconds=timeout_s)
     store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
     announce(store, rank)  # here: `init_process_group` waits for all ranks

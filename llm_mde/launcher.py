@@ -59,10 +59,19 @@ def launcher_variables(found: Mapping[str, str]) -> dict[str, str]:
     return variables
 
 
-def local_ranks(found: Mapping[str, str]) -> int:
-    """Ranks on this host as torchrun or deepspeed tells; all of them where neither does."""
-    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
-    return int(next(found[name] for name in names if name in found))
+def threads(found: Mapping[str, str], *, cores: int) -> int:
+    """CPU cores for each rank of this host, of those that a process may use; at least one.
+
+    torchrun and deepspeed share them between their ranks. srun says how many a task has, and most
+    often binds it to them; where it was not asked for any, tasks share those of the node.
+    """
+    ranks = next(found[n] for n in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE") if n in found)
+    if "LOCAL_WORLD_SIZE" not in found and "LOCAL_SIZE" not in found and _slurm_step(found):
+        if "SLURM_CPUS_PER_TASK" in found:
+            return min(cores, int(found["SLURM_CPUS_PER_TASK"]))
+        counts = re.sub(r"\(x\d+\)", "", found.get("SLURM_STEP_TASKS_PER_NODE", ranks))  # 4(x2),3
+        ranks = max(counts.split(","), key=int)
+    return max(1, cores // int(ranks))
 
 
 def first_host(nodelist: str) -> str:

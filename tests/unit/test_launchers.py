@@ -63,11 +63,27 @@ def test_several_ranks_without_a_meeting_point_are_refused():
         launcher.launcher_variables({"RANK": "1", "WORLD_SIZE": "2"})
 
 
-def test_ranks_of_this_host_are_what_its_launcher_says():
-    assert launcher.local_ranks({"WORLD_SIZE": "4"}) == 4
+def test_ranks_of_a_host_share_its_cores():
+    def share(cores, **found):
+        return launcher.threads(found, cores=cores)
+
+    assert share(8, WORLD_SIZE="4") == 2
     deepspeed = {"WORLD_SIZE": "16", "LOCAL_SIZE": "2"}
-    assert launcher.local_ranks(deepspeed) == 2
-    assert launcher.local_ranks(deepspeed | {"LOCAL_WORLD_SIZE": "8"}) == 8
+    assert share(8, **deepspeed) == 4
+    assert share(8, **deepspeed, LOCAL_WORLD_SIZE="8") == 1
+    assert share(2, WORLD_SIZE="16") == 1
+
+
+def test_a_task_of_slurm_has_the_cores_it_was_given():
+    task = {"WORLD_SIZE": "16", "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}
+    assert launcher.threads(task | {"SLURM_CPUS_PER_TASK": "6"}, cores=6) == 6  # bound to them
+    assert launcher.threads(task | {"SLURM_CPUS_PER_TASK": "6"}, cores=48) == 6  # or not
+    assert launcher.threads(task, cores=48) == 6
+    uneven = task | {"SLURM_STEP_TASKS_PER_NODE": "4(x3),12"}
+    assert launcher.threads(uneven, cores=48) == 4
+    # torchrun as the one task of each node: its ranks share what it has.
+    nodes = task | {"SLURM_CPUS_PER_TASK": "48", "LOCAL_WORLD_SIZE": "8"}
+    assert launcher.threads(nodes, cores=48) == 6
 
 
 @pytest.mark.parametrize(
