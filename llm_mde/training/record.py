@@ -3,6 +3,7 @@
 import errno
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,7 +95,10 @@ def open_record(config: Config, ds: dict[str, Any], *, resume_step: int | None) 
             resume = resume_step is not None
             trackers.append(Background(config.tracking, run_dir=config.run_dir, resume=resume))
 
-    written(config.run_dir, start)
-    record = Record(Trackers(*trackers), config.run_dir)
-    record.params(flat(config) | {"ds_config": json.dumps(ds)})
+    with ExitStack() as failing:
+        failing.callback(lambda: Trackers(*trackers).close("failed"))
+        written(config.run_dir, start)
+        record = Record(Trackers(*trackers), config.run_dir)
+        record.params(flat(config) | {"ds_config": json.dumps(ds)})
+        failing.pop_all()
     return record

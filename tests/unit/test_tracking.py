@@ -1,8 +1,14 @@
+import errno
 import json
 import math
 from pathlib import Path
 
-from llm_mde.tracking.tracker import RunFolderTracker, Tracker, Trackers, read_metrics
+import pytest
+
+from llm_mde.errors import DataError
+from llm_mde.recipes import build
+from llm_mde.tracking.tracker import RunFolderTracker, Tracker, Trackers, read_metrics, read_status
+from llm_mde.training.record import open_record
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -95,3 +101,14 @@ def test_several_trackers_all_hear_everything() -> None:
         for name, *args in calls:
             getattr(tracker, name)(*args)
     assert heard == [call for call in calls for _ in range(2)]
+
+
+def test_a_record_that_can_not_be_opened_is_closed(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = build({"runs": str(tmp_path), "name": "run", "tracking": {"mlflow": False}})
+    monkeypatch.setattr(RunFolderTracker, "params", full)
+    with pytest.raises(DataError, match="No space left on device; make room"):
+        open_record(config, {}, resume_step=None)
+    assert read_status(tmp_path / "run") == "failed"
