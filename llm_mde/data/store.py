@@ -8,6 +8,7 @@ the rest of them alone.
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,11 +22,29 @@ PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 CONNECTIONS = 16  # of one process; 200 samples/s at a latency of 80 ms
 PATIENCE_S = 120.0  # without a new byte, before a download is given up
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+WELL_S = 60.0  # without a failure, after which the next one is news
 PIECE_BYTES = 2**16
 BUSY = (408, 425, 429)  # HTTP: request timeout, too early, too many requests; and 500 or more
 
 Pause = Callable[[float], object]
 """Waits for so many seconds; true if the download is to end instead."""
+
+
+class Outages:
+    """When stores last failed, so that many threads do not say one outage over and over."""
+
+    def __init__(self) -> None:
+        self._lock, self._failed = threading.Lock(), dict[str, float]()
+
+    def begins(self, store: str) -> bool:
+        """Take in a failure; whether it is the first one since the store was well."""
+        now = time.monotonic()
+        with self._lock:
+            before, self._failed[store] = self._failed.get(store), now
+        return before is None or now - before > WELL_S
+
+
+OUTAGES = Outages()  # of this process
 
 
 def file_system(scheme: str, **settings: Any) -> Any:
@@ -120,7 +139,11 @@ def download(
                 f"{at}: nothing came in {tries} tries, {time.monotonic() - since:.0f} s "
                 f"({_said(why)}); see to the network and the store, and run the same command again"
             ) from why
-        logger.warning("%s: %s; try %d in %.1f s", at, _said(why), tries + 1, wait)
+        if OUTAGES.begins("/".join(url.split("/")[:3])):  # scheme://bucket
+            logger.warning(
+                "%s: %s; trying again for %g s from the last byte on; more of this is not said",
+                at, _said(why), PATIENCE_S,
+            )  # fmt: skip
         if pause(wait):
             raise StoreError(f"{at}: no longer wanted") from why
 

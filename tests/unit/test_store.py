@@ -1,4 +1,3 @@
-import logging
 import uuid
 
 import fsspec.config
@@ -17,6 +16,7 @@ CONTENT = bytes(range(200))
 def network(monkeypatch):
     """A store that does what a list says: raise an error after so many bytes, or go on."""
     asked = []
+    monkeypatch.setattr(store, "OUTAGES", store.Outages())
 
     def arrange(*outcomes):
         script = list(outcomes)
@@ -41,19 +41,34 @@ def fetch(**settings):
     return got, pauses
 
 
-def test_broken_download_goes_on_where_it_broke(network, caplog):
+def test_broken_download_goes_on_where_it_broke(network):
     asked = network((30, ConnectionResetError("reset")), (0, TimeoutError()), (50, OSError(5, "x")))
     with pytest.raises(OSError, match="x"):  # an error of no known kind is no break
         fetch(start=10, end=150)
     assert asked == [10, 40, 40]
     asked.clear()
     network((30, ConnectionResetError("reset by\npeer")), (0, TimeoutError()))
-    with caplog.at_level(logging.WARNING):
-        assert fetch(start=10, end=150)[0] == CONTENT[10:150]
+    assert fetch(start=10, end=150)[0] == CONTENT[10:150]
     assert asked == [10, 40, 40]
-    first, second = caplog.messages[-2:]
-    assert first.startswith(f"{URL}, byte 40: reset by peer; try 2 in 0.")
-    assert second.startswith(f"{URL}, byte 40: TimeoutError; try 3 in ")
+
+
+def test_an_outage_is_said_once_for_each_store(network, monkeypatch, caplog):
+    now = [1000.0]
+    monkeypatch.setattr(store.time, "monotonic", lambda: now[0])
+
+    def broken(url, *, times):
+        network(*[(0, ConnectionResetError("reset by\npeer"))] * times)
+        download(url, scheme="memory", pause=lambda wait: now.append(now.pop() + wait))
+
+    broken(URL, times=5)
+    broken(f"{URL}-2", times=3)
+    once = "byte 0: reset by peer; trying again for 120 s from the last byte on; more of this is"
+    assert caplog.messages == [f"{URL}, {once} not said"]
+    broken("memory://elsewhere/file", times=2)
+    assert caplog.messages[1:] == [f"memory://elsewhere/file, {once} not said"]
+    now[0] += store.WELL_S + 1
+    broken(f"{URL}-3", times=2)
+    assert caplog.messages[2:] == [f"{URL}-3, {once} not said"]
 
 
 def test_pauses_double_up_to_a_bound_and_begin_anew_with_progress(network):
