@@ -103,13 +103,16 @@ class DiskCache:
             if not self._keeps or final.exists():  # full as of a thread that was here before
                 return False
             used = _read(ledger, self._measured)
-            if used + size > self.limit:
+            # Where another process of the run has looked for room in vain, this one need not.
+            if used + size > self.limit and _full_since(ledger) < self.began:
                 used = self._made_room(size)
             room = used + size <= self.limit
             _write(ledger, used + size if room else used)
             if room:
                 with staged.open("xb") as file:
                     file.truncate(size)  # counts from now on, for who lists the folder
+            else:
+                _write_full(ledger, self.began)
             self._keeps = room
         if not room:
             logger.info("%s: full of samples of this run; others are fetched anew", self.folder)
@@ -167,3 +170,13 @@ def _read(ledger: int, measured: Callable[[], int]) -> int:
 
 def _write(ledger: int, used: int) -> None:
     os.pwrite(ledger, b"%0*d" % (DIGITS, used), 0)
+
+
+def _full_since(ledger: int) -> float:
+    """Full of what was used after this moment; 0 where it never was."""
+    said = os.pread(ledger, DIGITS, DIGITS)
+    return float(said) if said else 0.0
+
+
+def _write_full(ledger: int, since: float) -> None:
+    os.pwrite(ledger, b"%0*.9f" % (DIGITS, since), DIGITS)

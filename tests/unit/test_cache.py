@@ -75,6 +75,25 @@ def test_longest_unused_make_room_but_not_those_of_this_run(cache, caplog):
     assert held(now.folder) == 5000
 
 
+def test_room_is_looked_for_in_vain_once_by_all_processes_of_a_run(cache, monkeypatch):
+    loaders = [pickle.loads(pickle.dumps(cache)) for _ in range(3)]
+    walked = []
+    files = DiskCache._files
+    monkeypatch.setattr(
+        DiskCache, "_files", lambda self, part: walked.append(part) or files(self, part)
+    )
+    for number in range(6):
+        loaders[0].put(*sample(number))
+    assert walked and held(cache.folder) == 5000
+    walked.clear()
+    for number, loader in enumerate(loaders):
+        loader.put(*sample(10 + number))
+    assert walked == [] and held(cache.folder) == 5000
+    later = DiskCache(cache.folder, limit=5500)  # of another run, for which there is room
+    later.put(*sample(20))
+    assert later.get(sample(20)[0]) and held(cache.folder) <= 5500
+
+
 def test_smaller_bound_is_kept_at_once(cache):
     for number in range(5):
         cache.put(*sample(number))
