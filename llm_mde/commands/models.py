@@ -116,6 +116,9 @@ def evaluate(
         str, typer.Option(help="Named key list whose depths make the baselines.")
     ] = "train",
     batch: Annotated[int, typer.Option(min=1, help="Images of one forward pass.")] = 8,
+    disk_cache: Annotated[
+        Path | None, typer.Option(help="Local folder that keeps samples of a URL, as in training.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score an adapter on a split under every protocol.
@@ -131,7 +134,7 @@ def evaluate(
     with importing():
         from llm_mde.inference.score import score
 
-    scores = score(source, index, train_index=train_index, batch=batch)
+    scores = score(source, index, train_index=train_index, batch=batch, cache=disk_cache)
     if scores is not None:  # rank 0
         say(scores.payload(), scores.lines(), as_json=as_json)
 

@@ -37,6 +37,24 @@ class DiskCache:
         """What was used after this moment is not removed."""
         self._keeps = True
 
+    def check(self) -> None:
+        """Whether it could be made and written, as far as that can be seen without doing so.
+
+        Raises:
+            ConfigError: it could not.
+        """
+        there = next(one for one in (self.folder, *self.folder.parents) if one.exists())
+        if not there.is_dir():
+            raise self._refusal(f"{there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise self._refusal("Permission denied")
+
+    def _refusal(self, why: str | None) -> ConfigError:
+        return ConfigError(
+            f"data.disk_cache: {self.folder} cannot be written ({why}); "
+            "choose a folder on a local disk of each host"
+        )
+
     def prepare(self) -> int:
         """Make the folder and clear away what interrupted writers left; the bytes it holds.
 
@@ -53,10 +71,7 @@ class DiskCache:
                     used = self._made_room(0)
                 _write(ledger, used)
         except OSError as error:
-            raise ConfigError(
-                f"data.disk_cache: {self.folder} cannot be written ({error.strerror}); "
-                "choose a folder on a local disk of each host"
-            ) from error
+            raise self._refusal(error.strerror) from error
         return used
 
     def get(self, sha256: str) -> bytes | None:

@@ -1,11 +1,14 @@
 """Scores of an adapter on a split of a shard folder, under every protocol."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llm_mde import dist
+from llm_mde.config import DataConfig
+from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import Index
+from llm_mde.data.kept import disk_cache
 from llm_mde.data.pixels import Shape
 from llm_mde.data.plan import Part
 from llm_mde.data.stream import evaluation_batches, noting
@@ -63,7 +66,9 @@ class Scores:
         return f"{'  ' + title:<{width}}{cells}"
 
 
-def score(source: Path, index: Index, *, train_index: Index, batch: int) -> Scores | None:
+def score(
+    source: Path, index: Index, *, train_index: Index, batch: int, cache: Path | None = None
+) -> Scores | None:
     """Score an adapter or run folder on the samples of `index`.
 
     Every rank takes its share; None on every rank but 0, and where another rank met an error.
@@ -73,13 +78,19 @@ def score(source: Path, index: Index, *, train_index: Index, batch: int) -> Scor
         index: the samples to score.
         train_index: the samples whose depths make the baselines.
         batch: images of one forward pass.
+        cache: keeps samples of a URL.
 
     Raises:
-        DataError: a damaged shard, on the rank that read it.
+        DataError: a damaged shard, on the rank that read it; a cache that cannot be written.
         CheckpointError: the adapter cannot be used.
     """
     ranks = dist.join()
     try:
+        url = index.folder.url
+        kept = disk_cache(DataConfig(shards=url, disk_cache=cache))
+        index, train_index = (
+            replace(one, folder=ShardFolder(url, cache=kept)) for one in (index, train_index)
+        )
         model = load(source).to(ranks.device)
         max_depth = model.config.max_depth
         baselines = dist.on_rank_0(lambda: baselines_of(train_index, max_depth=max_depth))

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from llm_mde import dist
-from llm_mde.config import Config, DataConfig
+from llm_mde.config import Config
 from llm_mde.data.cache import DiskCache
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import Index, open_index
+from llm_mde.data.kept import disk_cache
 from llm_mde.data.pixels import Shape
 from llm_mde.data.plan import Part, Plan
 from llm_mde.data.stream import training_batches
-from llm_mde.errors import ConfigError, DataError
+from llm_mde.errors import ConfigError
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.scoring.baselines import Baselines, baselines_of
 from llm_mde.tracking.tracker import Status
@@ -22,7 +23,7 @@ from llm_mde.training.ds import read_ds
 from llm_mde.training.engine import Engine, micro_batch, resolve_ds, start
 from llm_mde.training.folder import alone, check_same, claim, identities, settings_of
 from llm_mde.training.loop import fit
-from llm_mde.training.preflight import GB, Need, check
+from llm_mde.training.preflight import Need, check
 from llm_mde.training.record import open_record
 from llm_mde.training.run import Export, Run, Standing
 from llm_mde.training.statistics import StepStatistics
@@ -66,6 +67,7 @@ def train(
             logging.getLogger("llm_mde").setLevel(logging.WARNING)
         ds = read_ds(ds_config)
         if dry_run:
+            disk_cache(config.data, dry_run=True)
             made = draft(config, ds, ranks=ranks, resume=resume, cache=None, changes=changes)
             _say_plan(made, ranks)
             if made.found:
@@ -122,20 +124,6 @@ class Draft:
         """What the network wants to see."""
         model = self.config.model
         return Shape(model.image_size, self.model.vit.interpolation, model.max_depth)
-
-
-def _disk_cache(data: DataConfig) -> DiskCache | None:
-    """This host's cache for samples of a URL, if one is asked for; collective."""
-    if data.disk_cache is None or ShardFolder(data.shards or ".").local:
-        return None
-    cache, problem = DiskCache(data.disk_cache, limit=int(data.disk_cache_gb * GB)), None
-    try:
-        held = cache.prepare()
-        logger.info("%s keeps samples: %.1f of %g GB", cache.folder, held / GB, data.disk_cache_gb)
-    except ConfigError as error:  # perhaps on one host alone: not what rank 0 says for all
-        problem = DataError(str(error))
-    dist.raise_together(problem)
-    return cache
 
 
 def draft(
@@ -219,7 +207,7 @@ def prepare(
 
     Arguments and errors as in `draft` and `preflight`.
     """
-    cache = _disk_cache(config.data)
+    cache = disk_cache(config.data)
     made = draft(config, ds, ranks=ranks, resume=resume, cache=cache, changes=changes)
     found, standing = made.found, made.standing
     if not found:

@@ -14,6 +14,7 @@ from llm_mde.data import cache as cache_module
 from llm_mde.data.cache import DiskCache
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import open_index
+from llm_mde.data.kept import disk_cache
 from llm_mde.data.samples import Shards
 from llm_mde.errors import ConfigError, DataError
 from tests.support.shards import write_shards
@@ -245,19 +246,19 @@ def test_folder_of_this_machine_has_no_cache(tmp_path, cache):
 
 
 def test_run_prepares_it_for_a_url_alone_and_may_change_it(tmp_path):
-    from llm_mde.training import train
     from llm_mde.training.folder import differences, settings_of
 
     there = {"disk_cache": tmp_path / "kept", "disk_cache_gb": 2.0}
-    assert train._disk_cache(DataConfig(shards="s3://a/b")) is None
-    assert train._disk_cache(DataConfig(shards=str(tmp_path), **there)) is None
+    assert disk_cache(DataConfig(shards="s3://a/b")) is None
+    assert disk_cache(DataConfig(shards=str(tmp_path), **there)) is None
+    assert disk_cache(DataConfig(shards="s3://a/b", **there), dry_run=True) is None
     assert not (tmp_path / "kept").exists()
-    made = train._disk_cache(DataConfig(shards="s3://a/b", **there))
+    made = disk_cache(DataConfig(shards="s3://a/b", **there))
     assert (made.folder, made.limit) == (tmp_path / "kept", 2**31)
     assert (tmp_path / "kept" / "writing").is_dir()
-    with pytest.raises(DataError, match=r"^data.disk_cache: .* cannot be written"):
-        train._disk_cache(
-            DataConfig(shards="s3://a/b", disk_cache=tmp_path / "kept" / "used" / "x")
-        )
+    in_a_file = DataConfig(shards="s3://a/b", disk_cache=tmp_path / "kept" / "used" / "x")
+    for dry_run in (False, True):
+        with pytest.raises(DataError, match=r"^data.disk_cache: .* cannot be written"):
+            disk_cache(in_a_file, dry_run=dry_run)
     other = Config(data=DataConfig(**there))
     assert differences(settings_of(Config(), {}), settings_of(other, {})) == ""

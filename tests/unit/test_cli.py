@@ -13,6 +13,7 @@ from PIL import Image
 
 from llm_mde import __version__
 from llm_mde.cli import main
+from llm_mde.data.folder import ShardFolder
 from llm_mde.launcher import launched_rank
 from tests.support.rawscene import write_scene
 from tests.support.run import write_run
@@ -246,6 +247,18 @@ def test_eval_says_one_json_object(run, shards, capfd) -> None:
         fitted["baselines"] == "test" and fitted["scores"]["test/abs_rel"] == scores["test/abs_rel"]
     )
     assert fitted["scores"]["test_mean_map/rmse"] < scores["test_mean_map/rmse"]
+
+
+def test_eval_keeps_samples_of_a_url_on_disk(run, shards, tmp_path, capfd) -> None:
+    url, kept = "memory://eval/pack", tmp_path / "kept"
+    for path in filter(Path.is_file, shards.rglob("*")):
+        ShardFolder(url).write(path.relative_to(shards).as_posix(), path.read_bytes())
+    said = []
+    for more in (["--shards", str(shards)], ["--shards", url, "--disk-cache", str(kept)]):
+        assert main(["eval", str(run), *more, "--json"]) == 0
+        said.append(json.loads(capfd.readouterr().out))
+    assert said[0] == said[1]
+    assert len([*filter(Path.is_file, (kept / "samples").rglob("*"))]) == 3 + 5
 
 
 def test_eval_refuses_a_damaged_shard_and_what_is_missing(mistake, run, shards, tmp_path) -> None:

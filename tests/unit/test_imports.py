@@ -16,7 +16,7 @@ ROOMS = (
     ("nyu.", "synth"),
     (
         "data.",
-        "store cache folder record members columns index samples sources shard lists layout "
+        "store cache folder kept record members columns index samples sources shard lists layout "
         "workers estimate claim merge report pack scan verify show plan augment pixels stream",
     ),
     ("model.", "vit vocabulary language prompt prototypes reprogram lora head depth_model"),
