@@ -6,47 +6,11 @@ Files and `a.b=c` words become a tree in `llm_mde.recipes`.
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-
-def _absolute(path: Path) -> Path:
-    try:
-        return path.expanduser().absolute()
-    except RuntimeError as error:  # `~name` of a user who does not exist
-        raise ValueError(f"expected a path, {path.parts[0]} has no home folder") from error
-
-
-def _folder_or_url(value: object) -> object:
-    """An absolute path for a path; a URL as it is."""
-    if not isinstance(value, str | Path) or "://" in str(value):
-        return value
-    return str(_absolute(Path(value)))
-
-
-Count = Annotated[int, Field(ge=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Zoom = Annotated[float, Field(ge=1)]
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-"""Ray and launchers change the working folder, so a path is made absolute when it is read."""
-FolderOrUrl = Annotated[str, BeforeValidator(_folder_or_url)]
-
-
-class Frozen(BaseModel):
-    """Base of every node: immutable, unknown keys are errors, docstrings describe the fields."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+from llm_mde.fields import AbsolutePath, Beta, Count, FolderOrUrl, Frozen, Zoom
 
 
 class LoraConfig(Frozen):

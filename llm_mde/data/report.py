@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import FILES, INDEX, read_entry
 from llm_mde.data.lists import split_of, spread_entries
 from llm_mde.data.members import CHUNK_BYTES, Stream
+from llm_mde.data.page import PAGE, table
 from llm_mde.data.samples import Shards
 from llm_mde.data.shard import DAMAGED
 from llm_mde.progress import duration
@@ -128,9 +128,9 @@ def html_page(
         "Splits": _splits(manifest),
         "Input files": _files(manifest, listed),
         "Samples": contact_sheet(pictures),
-        "Key lists": _table(("list", "samples", "what it holds"), lists),
+        "Key lists": table(("list", "samples", "what it holds"), lists),
         "This run": _run(run),
-        "Settings": _table((), [(k, str(v)) for k, v in manifest["settings"].items()]),
+        "Settings": table((), [(k, str(v)) for k, v in manifest["settings"].items()]),
     }
     tiles = {
         "samples": manifest["samples"],
@@ -191,7 +191,7 @@ def _splits(manifest: Row) -> str:
         scenes = sum(scene["split"] == split for scene in manifest["scenes"])
         sizes = (s["bytes"] for n, s in manifest["shards"].items() if n.startswith(f"{split}-"))
         rows.append((split, row["samples"], scenes, row["shards"], round(sum(sizes) / 1e6)))
-    return _table(("split", "samples", "scenes", "shards", "MB"), rows)
+    return table(("split", "samples", "scenes", "shards", "MB"), rows)
 
 
 def _bad(verdicts: dict[str, int]) -> int:
@@ -207,11 +207,11 @@ def _files(manifest: Row, listed: Sequence[Row]) -> str:
     mood = ' class="bad"' if bad > unpaired else ""
     parts = [f"<p{mood}>{counts}; {FILES} has the verdict of each.</p>"]
     rows = [[name, n, MEANING.get(name, "")] for name, n in verdicts.items()]
-    parts.append(_table(("verdict", "files", "meaning"), rows))
+    parts.append(table(("verdict", "files", "meaning"), rows))
     if bad:
         lines = [(f"{p['scene']}/{p['file']}", p["verdict"], p.get("reason", "")) for p in listed]
         name = f"The first {len(lines):,} of {bad:,} problems" if len(lines) < bad else "Problems"
-        parts.append(_details(name, _table(("file", "verdict", "reason"), lines)))
+        parts.append(_details(name, table(("file", "verdict", "reason"), lines)))
     return "".join(parts) + _scenes(manifest["scenes"], tuple(verdicts))
 
 
@@ -222,16 +222,16 @@ def _scenes(scenes: list[Row], verdicts: Sequence[str]) -> str:
         found = [sum(scene["verdicts"].get(name, 0) for scene in some) for name in verdicts]
         return [name, split, sum(scene["samples"] for scene in some), *found]
 
-    def table(some: list[Row], others: list[Row], name: str) -> str:
+    def each(some: list[Row], others: list[Row], name: str) -> str:
         rows = [row(scene["name"], scene["split"], [scene]) for scene in some[:MAX_ROWS]]
         others = some[MAX_ROWS:] + others
         rows += [row(f"{len(others):,} {name}", "", others)] if others else []
-        return _table(("scene", "split", "samples", *verdicts), rows)
+        return table(("scene", "split", "samples", *verdicts), rows)
 
     hit = [scene for scene in scenes if _bad(scene["verdicts"])]
     fine = [scene for scene in scenes if not _bad(scene["verdicts"])]
-    every = _details(f"All {len(scenes):,} scenes", table(scenes, [], "more in report.json"))
-    return (_details("Scenes with problems", table(hit, fine, "others")) if hit else "") + every
+    every = _details(f"All {len(scenes):,} scenes", each(scenes, [], "more in report.json"))
+    return (_details("Scenes with problems", each(hit, fine, "others")) if hit else "") + every
 
 
 def _details(name: str, content: str) -> str:
@@ -251,51 +251,8 @@ def _run(run: RunStats) -> str:
         "shards finished before": str(run.resumed_shards),
         "peak memory of a process": _bytes(memory) if memory else "unknown",
     }
-    return _table((), list(rows.items()))
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; every cell is escaped, columns of numbers are aligned to the right."""
-    names = [_cell("th", name, like) for name, like in zip(head, [*rows, head][0], strict=False)]
-    body = [names, *([_cell("td", value, value) for value in row] for row in rows)]
-    lines = "".join(f"<tr>{''.join(cells)}</tr>" for cells in body if cells)
-    return f'<div class="wide"><table>{lines}</table></div>'
-
-
-def _cell(tag: str, value: object, like: object) -> str:
-    kind = ' class="n"' if isinstance(like, int) else ""
-    return f"<{tag}{kind}>{f'{value:,}' if kind and tag == 'td' else escape(str(value))}</{tag}>"
+    return table((), list(rows.items()))
 
 
 def _bytes(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
-
-
-PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Pack report: $title</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-:root { color-scheme: light dark; --box: #f4f6f9; --line: #dde2e9; --dim: #5c6675; --bad: #b3261e }
-@media (prefers-color-scheme: dark) {
-  :root { --box: #1f262f; --line: #36404d; --dim: #98a3b3; --bad: #ff8a80 } }
-body { margin: auto; max-width: 72rem; padding: 1rem 1rem 4rem; font: 15px/1.5 sans-serif }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem }
-.tiles, .sheet { display: grid; gap: .7rem }
-.tiles { grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)) }
-.tiles div { background: var(--box); border-radius: .5rem; padding: .6rem .8rem }
-.tiles b { display: block; font-size: 1.3rem; color: CanvasText } .bad { color: var(--bad) }
-.tiles div, th, .legend, figcaption { color: var(--dim) }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
-th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; min-width: 3rem;
-  border-bottom: 1px solid var(--line); font-weight: normal }
-th, td:first-child { white-space: nowrap } td:last-child:not(.n) { min-width: 9rem }
-@media (max-width: 40rem) { td:first-child { white-space: normal; min-width: 5.5rem } }
-.n { text-align: right; font-variant-numeric: tabular-nums }
-html { overflow-wrap: break-word } summary { cursor: pointer; padding: .5rem 0 }
-.sheet { grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)) }
-figure { margin: 0 } img { width: 50%; vertical-align: top } .bar { height: .7rem }
-.legend, figcaption { font-size: .8rem } .legend { max-width: 26rem }
-.ticks { display: flex; justify-content: space-between }
-.none { background: #9e9e9e; padding: 0 .5rem; margin-right: .4rem }
-</style></head>
-<body><h1>Pack report: $title</h1><div class="tiles">$tiles</div>$sections</body></html>
-""")

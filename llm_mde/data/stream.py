@@ -4,14 +4,8 @@ The pipeline is a `wds.DataPipeline` behind a source stage of ours that follows 
 index (shard, offset, size, checksum): the stock readers lose half a damaged shard without an error.
 """
 
-import logging
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
 from itertools import islice
-from multiprocessing import forkserver, popen_forkserver, resource_tracker
-from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 import torch
@@ -21,6 +15,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from llm_mde.config import AugmentConfig
 from llm_mde.data.augment import augment, draw
 from llm_mde.data.index import Entry, Index
+from llm_mde.data.loaders import loader_settings
 from llm_mde.data.pixels import (
     Frame,
     Shape,
@@ -34,10 +29,8 @@ from llm_mde.data.pixels import (
 from llm_mde.data.plan import Part, Plan, every_sample_once
 from llm_mde.data.samples import Shards
 from llm_mde.errors import DataError, LlmMdeError, StoreError
-from llm_mde.progress import log_to_stderr
 
 Batch = dict[str, Any]
-DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # loader processes
 Micro = tuple[int, list[int], list[Entry]]
 """Epoch, positions in it and samples of one micro-batch."""
 
@@ -199,54 +192,6 @@ def _as_value(source: Iterable[Batch]) -> Iterator[Batch | LlmMdeError]:
         yield error
 
 
-class _Popen(popen_forkserver.Popen):
-    def terminate(self) -> None:
-        """As at the end of a program that left its loaders at work: they do not hear SIGTERM."""
-        self.kill()
-
-
-class _Loader(ForkServerProcess):
-    _Popen = staticmethod(_Popen)
-
-
-class _Context(ForkServerContext):
-    Process = _Loader
-
-
-@cache
-def _loader_context() -> ForkServerContext:
-    """How loader processes start: as forks of a server without threads, with this module loaded.
-
-    A rank has threads (signs of life, MLflow, CUDA); its fork would have their locks as they stand,
-    held perhaps. The server and its forks hear no signals: a launcher sends them to every process
-    of a job, but the rank itself decides what to do, and stays fed.
-    """
-    context = _Context()
-    context.set_forkserver_preload([__name__])
-    resource_tracker.ensure_running()  # at its first start it would lift the block again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF_TO)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
-
-
-def _log_level() -> int | None:
-    """How much this process says on stderr; None where it left that to others."""
-    logger = logging.getLogger("llm_mde")
-    return logger.level if logger.handlers else None
-
-
-def _start_worker(worker: int, *, level: int | None, environment: dict[str, str]) -> None:
-    # The server ends, and its forks with it, once no one else holds this pipe: when the rank does,
-    # however it dies. Forks have it from the server.
-    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
-    os.environ.update(environment)  # the server's is that of the first loader
-    if level is not None:
-        log_to_stderr(level)
-
-
 class Batches:
     """What stages make, in this process or in loader processes; each pass starts anew."""
 
@@ -257,11 +202,8 @@ class Batches:
                 self._source,
                 batch_size=None,
                 num_workers=workers,
-                multiprocessing_context=_loader_context(),
-                worker_init_fn=partial(
-                    _start_worker, level=_log_level(), environment=dict(os.environ)
-                ),
                 pin_memory=torch.cuda.is_available(),
+                **loader_settings(),
             )
 
     def __iter__(self) -> Iterator[Batch]:

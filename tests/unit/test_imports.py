@@ -10,14 +10,15 @@ import llm_mde
 ROOT = Path(llm_mde.__file__).parent
 # Who may import whom: only names further up, and inside a room only names to the left.
 ROOMS = (
-    ("", "errors config recipes launcher locks pulse dist progress figures"),
+    ("", "errors fields config recipes launcher locks pulse dist progress figures"),
     ("nyu.", "frame raw compiled kinect dissection fill scenes labeled pattern aligned dumps"),
     ("nyu.rooms.", "paint solids decor furniture fittings design raycast views sensor"),
     ("nyu.", "synth"),
     (
         "data.",
         "store cache folder kept record members columns index samples sources shard lists layout "
-        "workers estimate claim merge report pack scan verify show plan augment pixels stream",
+        "workers estimate claim merge page report pack scan verify show plan augment pixels "
+        "loaders stream",
     ),
     ("model.", "vit vocabulary language prompt prototypes reprogram lora head depth_model"),
     ("scoring.", "losses metrics protocols baselines evaluate"),
@@ -164,6 +165,6 @@ def test_a_rank_loads_neither_the_store_nor_the_compiler():
 
 
 def test_environment_is_read_in_its_places():
-    writers = {"studies.trials", "studies.process", "data.stream"}  # for the processes they start
+    writers = {"studies.trials", "studies.process", "data.loaders"}  # for the processes they start
     users = {name for name, path in MODULES.items() if "os.environ" in path.read_text("utf-8")}
     assert users <= {"config", "launcher", "dist"} | writers
