@@ -161,6 +161,7 @@ def run_trials(
                 scheduler=how.scheduler,
                 search_alg=more,
                 num_samples=samples if more else 1,
+                trial_name_creator=_name_at_first,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -177,6 +178,12 @@ def run_trials(
     finally:
         ray.shutdown()
     return hooks.found
+
+
+def _name_at_first(trial: Any) -> str:
+    """A trial's name for good: a scheduler may give it the whole configuration of another one."""
+    name: str = trial.config["trial"]["name"]
+    return name
 
 
 def _set_up_ray(address: str | None) -> None:
@@ -258,15 +265,14 @@ class _Hooks(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Ray's hook."""
-        one = trial.config["trial"]
-        self.watch.started(one["name"], one["settings"])
+        self.watch.started(str(trial), trial.config["trial"]["settings"])
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: Row, **info: Any
     ) -> None:
         """Ray's hook."""
         if TIME in result:
-            self.watch.row(trial.config["trial"]["name"], result)
+            self.watch.row(str(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Ray's hook; also for a trial that a scheduler ends early."""
@@ -279,7 +285,7 @@ class _Hooks(tune.Callback):
         self._end(trial, trial.last_result or {}, error=reason, stopped=False)
 
     def _end(self, trial: Any, last: Row, *, error: str | None, stopped: bool) -> None:
-        name = trial.config["trial"]["name"]
+        name = str(trial)
         seconds = float(last.get("time_total_s", 0.0))
         self.found[name] = Ended(seconds, error, stopped)
         self.watch.ended(name, self.found[name])
@@ -298,8 +304,8 @@ class _Trial(tune.Trainable):
         threads: int,
     ) -> None:
         """Ray's hook."""
-        self._make = lambda one: work(
-            Place(one["name"], folder, gpus=gpus, threads=threads), one["settings"]
+        self._make = lambda name, settings: work(
+            Place(name, folder, gpus=gpus, threads=threads), settings
         )
         self._run_of = run_of
         self._rows: Iterator[Row] = iter(())
@@ -308,8 +314,8 @@ class _Trial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Ray's hook: another trial in this process, which took seconds to start."""
         self.cleanup()
-        self._one = new_config["trial"]
-        self._rows = self._make(self._one)
+        self._settings = new_config["trial"]["settings"]
+        self._rows = self._make(self.trial_name, self._settings)
         self._row: Row = {}
         return True
 
@@ -331,13 +337,13 @@ class _Trial(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Ray's hook: for another trial, or this one, to go on from."""
         assert self._run_of
-        run = self._run_of(self._one["name"], self._one["settings"])
+        run = self._run_of(self.trial_name, self._settings)
         checkpoints.copy_last(run / CHECKPOINTS, Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: str | None) -> None:
         """Ray's hook: the program, once it starts, finds these checkpoints alone."""
         assert self._run_of and checkpoint
-        own = self._run_of(self._one["name"], self._one["settings"]) / CHECKPOINTS
+        own = self._run_of(self.trial_name, self._settings) / CHECKPOINTS
         shutil.rmtree(own, ignore_errors=True)
         shutil.copytree(checkpoint, own)
 

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ def work(place: Place, settings: dict[str, Any]) -> Iterator[Row]:
 
 def trial(name: str, rows: int) -> _Trial:
     made = object.__new__(_Trial)  # Ray's own constructor asks for Ray
+    made._trial_info = SimpleNamespace(trial_name=name)
     config = {"trial": {"name": name, "settings": {"rows": rows}}}
     made.setup(config, work=work, folder=Path("sweep"), run_of=None, gpus=False, threads=1)
     return made
@@ -48,8 +50,11 @@ def test_a_trial_that_is_stopped_early_is_closed_and_its_process_takes_another()
     one.step()
     one.cleanup()
     assert closed == ["first"]
+    one._trial_info = SimpleNamespace(trial_name="second")
     assert one.reset_config({"trial": {"name": "second", "settings": {"rows": 2}}})
     assert one.step() == {TIME: 1, SCORE: 1.0}
+    one.cleanup()
+    assert closed == ["first", "second"]
 
 
 @pytest.mark.parametrize(
