@@ -1,0 +1,35 @@
+"""Settings in few letters, for tables and figures."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+UNSET = ""  # a path that a trial leaves as the base has it
+NAMES = {UNSET: "base", None: "none", True: "true", False: "false"}
+
+
+def short(paths: Iterable[str]) -> dict[str, str]:
+    """Path -> its name without what all paths of the model share, where that tells them apart."""
+    names = {path: path.removeprefix("model.").replace(".lora.", ".") for path in paths}
+    taken = Counter(names.values())
+    return {path: name if taken[name] == 1 else path for path, name in names.items()}
+
+
+def label(value: Any) -> str:
+    """A setting's value; numbers to four digits, 0.00002 as 2e-5."""
+    if isinstance(value, float):
+        mantissa, e, exponent = f"{value:.4g}".partition("e")
+        return f"{mantissa}e{int(exponent)}" if e else mantissa
+    if isinstance(value, list | tuple):
+        return ",".join(label(item) for item in value)
+    if value is None or isinstance(value, bool) or value == UNSET:
+        return NAMES[value]
+    return value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
+
+
+def identity(value: Any) -> str:
+    """Text that is the same for equal settings, whatever the type of number or sequence."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(float(value))
+    return json.dumps(value, default=str, sort_keys=True)
