@@ -1,0 +1,174 @@
+"""How much of the variance of a score each factor explains, corrected for chance.
+
+First-order functional ANOVA (Hutter et al. 2014, https://proceedings.mlr.press/v32/hutter14.html)
+taken from the runs themselves in place of a forest fitted to them: the share of a factor is the
+variance of its marginal means over the total variance, the correlation ratio eta^2. On few runs
+any factor explains something; what a factor without effect would is taken off, which makes it
+epsilon^2 (Kelley 1935, https://doi.org/10.1073/pnas.21.9.554).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_mde.studies.board import Row
+from llm_mde.studies.factors import Design, Factor
+
+PERMUTATIONS = 4999
+Floats = NDArray[np.float64]
+Labels = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one factor explains."""
+
+    path: str
+    raw: float
+    """Share of the variance, 0 to 1, chance included."""
+    corrected: float | None
+    """The same without what chance gives, 0 at least; None: every level was seen once."""
+    p: float | None
+    """Chance of as much from a factor without effect."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What the variance of a score between runs is made of."""
+
+    factors: tuple[Share, ...]
+    """Most important first."""
+    seed: float | None
+    """Share of what differs between seeds of one configuration; None: one seed each."""
+
+    @property
+    def rest(self) -> float | None:
+        """What no factor explains alone, nor a known share of seeds; None where chance is in it."""
+        known = [share.corrected for share in self.factors if share.corrected is not None]
+        if len(known) < len(self.factors):
+            return None
+        return max(0.0, 1 - sum(known) - (self.seed or 0.0))
+
+
+def between(scores: Floats, labels: Labels) -> float:
+    """Sum of squares of the labels' means around the mean of all."""
+    counts = np.bincount(labels)
+    sums = np.bincount(labels, weights=_centred(scores))
+    return float((sums[counts > 0] ** 2 / counts[counts > 0]).sum())
+
+
+def eta_squared(scores: Floats, labels: Labels) -> float:
+    """Share of the scores' variance that lies between labels; 0 if they are all the same."""
+    total = _squares(scores)
+    return between(scores, labels) / total if total else 0.0
+
+
+def epsilon_squared(scores: Floats, labels: Labels) -> float | None:
+    """The same less what labels at random would give, (k - 1) / (n - 1), scaled to reach 1.
+
+    Below 0 where labels explain less than chance; None where each score has a label of its own.
+    """
+    n, k = len(scores), len(np.unique(labels))
+    if n <= k:
+        return None
+    chance = (k - 1) / (n - 1)
+    return (eta_squared(scores, labels) - chance) / (1 - chance)
+
+
+def p_value(scores: Floats, labels: Labels, *, seed: int = 0) -> float | None:
+    """Share of permutations of the labels that explain as much; None if they all do."""
+    n, k = len(scores), len(np.unique(labels))
+    if n <= k or k < 2:
+        return None
+    member = np.equal.outer(labels, np.unique(labels)) / np.sqrt(
+        np.unique(labels, return_counts=True)[1]
+    )
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permuted(np.tile(_centred(scores), (PERMUTATIONS, 1)), axis=1)
+    found = ((shuffled @ member) ** 2).sum(axis=1)
+    as_much = found >= between(scores, labels) * (1 - 1e-9)
+    return (1 + int(as_much.sum())) / (1 + PERMUTATIONS)
+
+
+def importance(rows: Sequence[Row], design: Design) -> Importance:
+    """The shares of a design's factors.
+
+    Where every combination of levels was run, or only rows that differ in one factor are compared,
+    runs are what chance deals out; elsewhere whole configurations, all their seeds together: seeds
+    do not make up for few configurations. In a design of one factor at a time the total is what
+    its factors and seeds add up to.
+    """
+    scored = [row for row in rows if row.score is not None]
+    if len(scored) < 2 or not design.factors:
+        return Importance((), None)
+    total = _total(scored, design)
+    shares = [_share(design.rows_of(f, scored), f, design, total=total) for f in design.factors]
+    shares.sort(key=lambda share: -(share.raw if share.corrected is None else share.corrected))
+    return Importance(tuple(shares), _seed_share(scored, total, shares, design))
+
+
+def _total(rows: Sequence[Row], design: Design) -> float:
+    scores, trials = _scores(rows), _trials(rows)
+    if design.centre is None:
+        return _squares(scores)
+    each = (design.rows_of(factor, rows) for factor in design.factors)
+    explained = sum(
+        between(_scores(some), _labels(some, factor))
+        for some, factor in zip(each, design.factors, strict=True)
+    )
+    return explained + _squares(scores) - between(scores, trials)
+
+
+def _share(rows: Sequence[Row], factor: Factor, design: Design, *, total: float) -> Share:
+    scores, labels = _scores(rows), _labels(rows, factor)
+    raw = between(scores, labels) / total if total else 0.0
+    if design.kind == "scattered":
+        trials = _trials(rows)
+        first = np.unique(trials, return_index=True)[1]
+        means = np.bincount(trials, weights=scores) / np.bincount(trials)
+        size = between(scores, trials)
+        scores, labels = means, labels[first]
+    else:
+        size = _squares(scores)
+    fair = epsilon_squared(scores, labels)
+    corrected = None if fair is None else max(0.0, fair) * (size / total if total else 0.0)
+    return Share(factor.path, raw, corrected, p_value(scores, labels))
+
+
+def _seed_share(
+    rows: Sequence[Row], total: float, shares: Sequence[Share], design: Design
+) -> float | None:
+    """Mean square within configurations over the mean square of all runs.
+
+    Around a centre runs are no sample of any whole: there it is what factors leave.
+    """
+    fair = epsilon_squared(_scores(rows), _trials(rows))
+    known = [share.corrected for share in shares if share.corrected is not None]
+    if fair is None or len(known) < len(shares):
+        return None
+    if not total:
+        return 0.0
+    return float(np.clip(1 - (fair if design.centre is None else sum(known)), 0, 1))
+
+
+def _scores(rows: Sequence[Row]) -> Floats:
+    return np.array([row.score for row in rows], dtype=np.float64)
+
+
+def _labels(rows: Sequence[Row], factor: Factor) -> Labels:
+    return np.array([factor.level(row) for row in rows], dtype=np.intp)
+
+
+def _trials(rows: Sequence[Row]) -> Labels:
+    return np.unique([row.trial for row in rows], return_inverse=True)[1]
+
+
+def _squares(scores: Floats) -> float:
+    return float((_centred(scores) ** 2).sum())
+
+
+def _centred(scores: Floats) -> Floats:
+    shifted = scores - scores[0]  # so that equal ones differ by exactly nothing
+    return shifted - shifted.mean()
