@@ -1,6 +1,6 @@
 """Depth in colours, sheets of samples and learning curves, as PNG files.
 
-The only module that draws. Figures are built without pyplot: no global state, no display.
+Charts of sweeps are in `charts`. Figures are built without pyplot: no global state, no display.
 """
 
 import os
@@ -98,7 +98,7 @@ def depth_figure(depth: np.ndarray, path: Path, *, valid: np.ndarray | None = No
     colours = colour_depth(depth, vmin=limits[0], vmax=limits[1], valid=valid)
     _picture(figure.add_subplot(grid[0]), colours)
     _legend(figure.add_subplot(grid[1]), DEPTH_COLOURS, limits, "depth [m]")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def depth_panels(
@@ -120,7 +120,7 @@ def depth_panels(
         _picture(figure.add_subplot(grid[0, column]), picture).set_title(name, fontsize=9)
     label = "depth [m], grey: no reading"
     _legend(figure.add_subplot(grid[1, 1:]), DEPTH_COLOURS, limits, label)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def sample_sheet(samples: Sequence[Sample], path: Path) -> Path:
@@ -156,7 +156,7 @@ def sample_sheet(samples: Sequence[Sample], path: Path) -> Path:
     _legend(figure.add_subplot(grid[-1, 1:3]), DEPTH_COLOURS, limits, "depth [m]")
     error_axes = figure.add_subplot(grid[-1, 3])
     _legend(error_axes, ERROR_COLOURS, (-reach, reach), "prediction - truth [m]")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def variants_sheet(rows: Sequence[Compared], path: Path, *, note: str = "") -> Path:
@@ -187,7 +187,7 @@ def variants_sheet(rows: Sequence[Compared], path: Path, *, note: str = "") -> P
     label = "depth [m], grey: no reading" + (f"; {note}" if note else "")
     ends = _ends([pred for row in rows for pred in row.preds.values()], limits)
     _legend(figure.add_subplot(grid[-1, 1:]), DEPTH_COLOURS, limits, label, ends=ends)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
@@ -213,7 +213,7 @@ def learning_curve(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axes.legend(frameon=False, fontsize=8)
     below.set_ylim(bottom=0)
     below.set_xlabel("optimizer step")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
@@ -280,9 +280,10 @@ def _legend(
     axes.tick_params(labelsize=8)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path, *, dpi: int = DPI) -> Path:
+    """Write a figure to a PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=DPI)
+    figure.savefig(temporary, format="png", dpi=dpi)
     os.replace(temporary, path)
     return path

@@ -4,8 +4,8 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,12 @@ class Leaderboard:
         """The configuration with the best mean; None if every trial failed."""
         first = next(iter(self.standings), None)
         return first if first is not None and first.scored else None
+
+    def filled(self, defaults: Mapping[str, Any]) -> "Leaderboard":
+        """The board where trials that leave a path alone have its value, as far as known."""
+        known = {path: defaults[path] for path in self.paths if path in defaults}
+        rows = [replace(row, settings=known | row.settings) for row in self.rows]
+        return replace(self, rows=rows)
 
     def payload(self) -> dict[str, Any]:
         """For JSON."""

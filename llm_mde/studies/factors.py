@@ -1,11 +1,11 @@
 """Which settings a sweep varied, which of them moved together, and by what design.
 
-A factor is a dotted path with more than one value among the runs that have a score. One that is a
+A factor is a dotted path with more than one value among the runs, failed ones too. One that is a
 function of another has no effect of its own to find: it is tied to that one.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -62,16 +62,20 @@ class Design:
     centre: Row | None
     """A row of the centre of a design of one factor at a time."""
 
-    def rows_of(self, factor: Factor, rows: Sequence[Row]) -> list[Row]:
-        """The rows that tell of a factor: where the others are at the centre, if there is one."""
+    def rows_of(self, told: Collection[Factor], rows: Sequence[Row]) -> list[Row]:
+        """The rows that tell of some factors: the others are at the centre, if there is one."""
         if self.centre is None:
             return list(rows)
-        others = [other for other in self.factors if other is not factor]
+        others = [factor for factor in self.factors if factor not in told]
         return [
             row
             for row in rows
             if all(other.level(row) == other.level(self.centre) for other in others)
         ]
+
+    def factor_of(self, path: str) -> Factor:
+        """The factor that a path is, or is tied to."""
+        return next(factor for factor in self.factors if path in factor.paths)
 
 
 def value_of(row: Row, path: str) -> Any:
@@ -85,13 +89,12 @@ def numeric(values: Sequence[Any]) -> bool:
 
 
 def logarithmic(values: Sequence[Any]) -> bool:
-    """Whether numbers want a logarithmic axis: all above 0, over a decade or more."""
-    return numeric(values) and min(values) > 0 and max(values) >= 10 * min(values)
-
-
-def in_order(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Numbers by size behind what is not set, other values by their label."""
-    return tuple(sorted(values, key=_place))
+    """Whether numbers want a logarithmic axis: over a decade or more, or each so many times one."""
+    if not numeric(values) or min(values) <= 0:
+        return False
+    steps = [high / low for low, high in pairwise(sorted(values))]
+    even = len(steps) > 1 and max(steps) <= min(steps) * (1 + PROPORTIONAL)
+    return even or max(values) >= 10 * min(values)
 
 
 def _place(value: Any) -> tuple[int, float, str]:
@@ -101,13 +104,12 @@ def _place(value: Any) -> tuple[int, float, str]:
 
 
 def design_of(rows: Sequence[Row]) -> Design:
-    """The factors of the rows that have a score, and their design."""
-    scored = [row for row in rows if row.score is not None]
-    one_each = list({row.trial: row for row in scored}.values())
+    """The factors of a sweep's rows and their design, whatever became of them."""
+    one_each = list({row.trial: row for row in rows}.values())
     found = _factors(one_each)
     exact = tuple(replace(factor, continuous=False) for factor in found)
     configurations = {_levels(exact, row): row for row in one_each}
-    alone, repeated = len(found) == 1, len(scored) > len(one_each)
+    alone, repeated = len(found) == 1, len(rows) > len(one_each)
     if len(configurations) == math.prod(len(factor.values) for factor in found):
         if alone and found[0].continuous and not repeated:
             return Design(found, "scattered", None)  # only ranges of it hold several runs
@@ -155,20 +157,21 @@ def _factor(path: str, column: Sequence[Any], tied: Mapping[str, str]) -> Factor
     continuous = _continuous(column)
     return Factor(
         path=path,
-        values=_distinct(column),
+        values=distinct(column),
         continuous=continuous,
         bounds=_bounds(column) if continuous else (),
         tied=tied,
     )
 
 
-def _distinct(column: Sequence[Any]) -> tuple[Any, ...]:
-    return in_order(list({identity(value): value for value in column}.values()))
+def distinct(column: Sequence[Any]) -> tuple[Any, ...]:
+    """The distinct values: numbers by size behind what is not set, others by their label."""
+    return tuple(sorted({identity(value): value for value in column}.values(), key=_place))
 
 
 def _continuous(column: Sequence[Any]) -> bool:
     """Whether most configurations have a number of their own."""
-    levels = len(_distinct(column))
+    levels = len(distinct(column))
     return numeric(column) and levels > FEW and 2 * levels > len(column)
 
 
@@ -184,7 +187,7 @@ def _lead(path: str, columns: Mapping[str, Sequence[Any]]) -> str | None:
     """The factor that sets this one; of two that set each other, the one last by name."""
 
     def standing(other: str) -> tuple[int, str]:
-        return len(_distinct(columns[other])), other
+        return len(distinct(columns[other])), other
 
     above = [
         other
@@ -222,9 +225,9 @@ def _bond(lead: Sequence[Any], other: Sequence[Any]) -> str:
     if numeric([*lead, *other]) and all(lead):
         ratios = sorted(b / a for a, b in zip(lead, other, strict=True))
         if ratios[-1] - ratios[0] <= PROPORTIONAL * abs(ratios[-1]):
-            return f"always {label(float(ratios[0]))} times"
-    same = len(_distinct(lead)) == len(_distinct(other))
-    return "moves only together with" if same else "never moves alone, but is set by"
+            return f"is always {label(float(ratios[0]))} times"
+    same = len(distinct(lead)) == len(distinct(other))
+    return "changes only and always with" if same else "changes only with"
 
 
 def ranges(factor: Factor) -> list[str]:

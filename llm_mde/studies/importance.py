@@ -1,14 +1,15 @@
 """How much of the variance of a score each factor explains, corrected for chance.
 
-First-order functional ANOVA (Hutter et al. 2014, https://proceedings.mlr.press/v32/hutter14.html)
+Functional ANOVA (Hutter et al. 2014, https://proceedings.mlr.press/v32/hutter14.html)
 taken from the runs themselves in place of a forest fitted to them: the share of a factor is the
 variance of its marginal means over the total variance, the correlation ratio eta^2. On few runs
 any factor explains something; what a factor without effect would is taken off, which makes it
 epsilon^2 (Kelley 1935, https://doi.org/10.1073/pnas.21.9.554).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +24,15 @@ Labels = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Share:
-    """What one factor explains."""
+    """What a factor explains alone, or two of them only together."""
 
-    path: str
+    paths: tuple[str, ...]
     raw: float
     """Share of the variance, 0 to 1, chance included."""
     corrected: float | None
     """The same without what chance gives, 0 at least; None: every level was seen once."""
     p: float | None
-    """Chance of as much from a factor without effect."""
+    """Chance of as much from a factor without effect; None for two, too."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,15 @@ class Importance:
     """Most important first."""
     seed: float | None
     """Share of what differs between seeds of one configuration; None: one seed each."""
+    pairs: tuple[Share, ...] = ()
+    """What two factors explain together beyond each alone, where a full grid tells."""
 
     @property
     def rest(self) -> float | None:
-        """What no factor explains alone, nor a known share of seeds; None where chance is in it."""
-        known = [share.corrected for share in self.factors if share.corrected is not None]
-        if len(known) < len(self.factors):
+        """What factors, pairs and seeds leave; None where chance is in a factor's share."""
+        every = (*self.factors, *self.pairs)
+        known = [share.corrected for share in every if share.corrected is not None]
+        if len(known) < len(every):
             return None
         return max(0.0, 1 - sum(known) - (self.seed or 0.0))
 
@@ -104,16 +108,20 @@ def importance(rows: Sequence[Row], design: Design) -> Importance:
     if len(scored) < 2 or not design.factors:
         return Importance((), None)
     total = _total(scored, design)
-    shares = [_share(design.rows_of(f, scored), f, design, total=total) for f in design.factors]
+    shares = [_share(design.rows_of([f], scored), f, design, total=total) for f in design.factors]
     shares.sort(key=lambda share: -(share.raw if share.corrected is None else share.corrected))
-    return Importance(tuple(shares), _seed_share(scored, total, shares, design))
+    return Importance(
+        factors=tuple(shares),
+        seed=_seed_share(scored, total, shares, design),
+        pairs=tuple(_pairs(scored, design, total)) if design.kind == "grid" else (),
+    )
 
 
 def _total(rows: Sequence[Row], design: Design) -> float:
     scores, trials = _scores(rows), _trials(rows)
     if design.centre is None:
         return _squares(scores)
-    each = (design.rows_of(factor, rows) for factor in design.factors)
+    each = (design.rows_of([factor], rows) for factor in design.factors)
     explained = sum(
         between(_scores(some), _labels(some, factor))
         for some, factor in zip(each, design.factors, strict=True)
@@ -134,7 +142,24 @@ def _share(rows: Sequence[Row], factor: Factor, design: Design, *, total: float)
         size = _squares(scores)
     fair = epsilon_squared(scores, labels)
     corrected = None if fair is None else max(0.0, fair) * (size / total if total else 0.0)
-    return Share(factor.path, raw, corrected, p_value(scores, labels))
+    return Share((factor.path,), raw, corrected, p_value(scores, labels))
+
+
+def _pairs(rows: Sequence[Row], design: Design, total: float) -> Iterator[Share]:
+    """Interactions, those that runs of the same two levels tell from chance."""
+    scores = _scores(rows)
+    for one, other in combinations(design.factors, 2):
+        a, b = _labels(rows, one), _labels(rows, other)
+        both = a * len(other.values) + b
+        n, cells = len(scores), len(np.unique(both))
+        if n <= cells or not total:
+            continue
+        explained = between(scores, both)
+        square = explained - between(scores, a) - between(scores, b)
+        degrees = cells - len(np.unique(a)) - len(np.unique(b)) + 1
+        chance = degrees * (_squares(scores) - explained) / (n - cells)
+        corrected = max(0.0, square - chance) / total
+        yield Share((one.path, other.path), max(0.0, square) / total, corrected, None)
 
 
 def _seed_share(

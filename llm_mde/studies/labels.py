@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from llm_mde.axis import number
+
 UNSET = ""  # a path that a trial leaves as the base has it
 NAMES = {UNSET: "base", None: "none", True: "true", False: "false"}
 
@@ -19,8 +21,7 @@ def short(paths: Iterable[str]) -> dict[str, str]:
 def label(value: Any) -> str:
     """A setting's value; numbers to four digits, 0.00002 as 2e-5."""
     if isinstance(value, float):
-        mantissa, e, exponent = f"{value:.4g}".partition("e")
-        return f"{mantissa}e{int(exponent)}" if e else mantissa
+        return number(value)
     if isinstance(value, list | tuple):
         return ",".join(label(item) for item in value)
     if value is None or isinstance(value, bool) or value == UNSET:

@@ -26,7 +26,7 @@ def row(abs_rel: float, settings: dict[str, object], *, seed: int = 0, trial: st
 
 
 def found(rows: Sequence[Row]) -> dict[str, Share]:
-    return {share.path: share for share in importance(rows, design_of(rows)).factors}
+    return {share.paths[0]: share for share in importance(rows, design_of(rows)).factors}
 
 
 def whole(rows: Sequence[Row]) -> Importance:
@@ -84,7 +84,27 @@ def test_a_pure_interaction_is_nobodys_effect() -> None:
     made = whole(rows)
     assert [share.raw for share in made.factors] == [0, 0]
     assert made.seed == 0
-    assert made.rest == 1
+    assert made.rest == 0
+    (pair,) = made.pairs
+    assert (pair.paths, pair.raw, pair.corrected) == (("a", "b"), 1, 1)
+
+
+def test_an_interaction_is_corrected_for_chance_by_hand() -> None:
+    # Two runs of each cell: 0, 2 | 0, 2 | 4, 6 | 8, 10. Means of cells 1, 1, 5, 9, of a 1 and 7, of
+    # b 3 and 5, of all 4. Total 96: a 72, b 8, together 8, within cells 8.
+    cells = {(0, 0): 1.0, (0, 1): 1.0, (1, 0): 5.0, (1, 1): 9.0}
+    rows = [
+        row(mean + d, {"a": a, "b": b}, seed=int(d > 0))
+        for (a, b), mean in cells.items()
+        for d in (-1, 1)
+    ]
+    made = whole(rows)
+    assert found(rows)["a"].raw == pytest.approx(72 / 96)
+    assert found(rows)["b"].raw == pytest.approx(8 / 96)
+    (pair,) = made.pairs
+    assert pair.raw == pytest.approx(8 / 96)
+    assert pair.corrected == pytest.approx((8 - 1 * 8 / 4) / 96)  # one degree; 4 within
+    assert made.seed == pytest.approx((8 / 4) / (96 / 7))
 
 
 def test_one_factor_explains_all() -> None:
@@ -95,7 +115,7 @@ def test_one_factor_explains_all() -> None:
         for s in range(2)
     ]
     made = whole(rows)
-    assert [share.path for share in made.factors] == ["a", "b"]
+    assert [share.paths[0] for share in made.factors] == ["a", "b"]
     first, second = made.factors
     assert (first.raw, first.corrected) == (pytest.approx(1), pytest.approx(1))
     assert first.p is not None and first.p < 0.001
@@ -150,7 +170,7 @@ def test_row_order_and_names_of_levels_do_not_matter() -> None:
     ]
     backwards = whole(rows[::-1])
     for share, other in zip(whole(rows).factors, backwards.factors, strict=True):
-        assert (other.path, other.raw) == (share.path, pytest.approx(share.raw))
+        assert (other.paths, other.raw) == (share.paths, pytest.approx(share.raw))
         assert other.p == pytest.approx(share.p, abs=0.03)
     assert found(renamed)["a"].raw == pytest.approx(found(rows)["a"].raw)
 
@@ -159,7 +179,7 @@ def test_around_a_centre_each_factor_is_compared_alone() -> None:
     design = design_of(centred())
     assert design.kind == "one at a time"
     assert design.centre is not None and design.centre.settings == {"r": 8, "lr": 1e-4, "batch": 16}
-    of = {factor.path: design.rows_of(factor, centred()) for factor in design.factors}
+    of = {factor.path: design.rows_of([factor], centred()) for factor in design.factors}
     assert sorted(one.scores["val/abs_rel"] for one in of["r"]) == [0.2, 0.3, 0.4]
     assert sorted(one.scores["val/abs_rel"] for one in of["lr"]) == [0.2, 0.6]
     shares = found(centred())
@@ -172,8 +192,8 @@ def test_around_a_centre_each_factor_is_compared_alone() -> None:
 
 def test_around_a_centre_seeds_say_what_is_chance() -> None:
     made = whole(centred(seeds=3))
-    shares = {share.path: share.corrected or 0.0 for share in made.factors}
-    assert [share.path for share in made.factors] == ["lr", "r", "batch"]
+    shares = {share.paths[0]: share.corrected or 0.0 for share in made.factors}
+    assert [share.paths[0] for share in made.factors] == ["lr", "r", "batch"]
     assert made.seed is not None and 0 < made.seed < 0.02
     assert sum(shares.values()) + made.seed == pytest.approx(1)
 
@@ -191,7 +211,7 @@ def test_a_full_grid_is_no_design_around_a_centre() -> None:
 def test_alpha_that_is_always_twice_the_rank_is_no_factor(values: list[int]) -> None:
     rows = [row(r / 10, {"vit.r": r, "vit.alpha": 2.0 * r}) for r in values]
     assert factors(rows).keys() == {"vit.r"}
-    assert factors(rows)["vit.r"].tied == {"vit.alpha": "always 2 times"}
+    assert factors(rows)["vit.r"].tied == {"vit.alpha": "is always 2 times"}
 
 
 def test_schemes_with_alpha_set_by_the_rank_are_one_factor_at_a_time() -> None:
@@ -202,8 +222,8 @@ def test_schemes_with_alpha_set_by_the_rank_are_one_factor_at_a_time() -> None:
         for r, alpha, llm in ranks
     ]
     assert {path: dict(factor.tied) for path, factor in factors(rows).items()} == {
-        "vit.r": {"vit.alpha": "never moves alone, but is set by"},
-        "llm.r": {"llm.alpha": "always 2 times"},
+        "vit.r": {"vit.alpha": "changes only with"},
+        "llm.r": {"llm.alpha": "is always 2 times"},
     }
     assert design_of(rows).kind == "one at a time"
 
@@ -239,7 +259,7 @@ def test_seeds_of_few_random_configurations_do_not_make_a_factor_certain() -> No
     ]
     design = design_of(rows)
     assert design.kind == "scattered"
-    share = {one.path: one for one in importance(rows, design).factors}["b"]
+    share = {one.paths[0]: one for one in importance(rows, design).factors}["b"]
     assert share.p == pytest.approx(0.1, abs=0.02)  # 2 of 20 ways to split six configurations
 
 
@@ -248,7 +268,7 @@ def test_unequal_seeds_and_failed_rows_are_no_obstacle() -> None:
     broken = replace(rows[0], scores={}, error="out of memory")
     odd = replace(rows[4], scores={"val/abs_rel": float("nan")})
     made = whole([broken, *rows[1:4], odd, *rows[5:]])
-    assert [share.path for share in made.factors] == ["lr", "r", "batch"]
+    assert [share.paths[0] for share in made.factors] == ["lr", "r", "batch"]
     assert made.seed is not None
 
 
