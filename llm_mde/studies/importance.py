@@ -3,8 +3,8 @@
 Functional ANOVA (Hutter et al. 2014, https://proceedings.mlr.press/v32/hutter14.html)
 taken from the runs themselves in place of a forest fitted to them: the share of a factor is the
 variance of its marginal means over the total variance, the correlation ratio eta^2. On few runs
-any factor explains something; what a factor without effect would is taken off, which makes it
-epsilon^2 (Kelley 1935, https://doi.org/10.1073/pnas.21.9.554).
+any factor explains something; what a factor without effect would is taken off, as in epsilon^2
+(Kelley 1935, https://doi.org/10.1073/pnas.21.9.554).
 """
 
 from collections.abc import Iterator, Sequence
@@ -81,28 +81,35 @@ def epsilon_squared(scores: Floats, labels: Labels) -> float | None:
     return (eta_squared(scores, labels) - chance) / (1 - chance)
 
 
-def p_value(scores: Floats, labels: Labels, *, seed: int = 0) -> float | None:
-    """Share of permutations of the labels that explain as much; None if they all do."""
-    n, k = len(scores), len(np.unique(labels))
+def p_value(
+    scores: Floats, labels: Labels, *, strata: Labels | None = None, seed: int = 0
+) -> float | None:
+    """Share of permutations of the labels that explain as much; None if they all do.
+
+    strata: groups that labels stay in; None: all are one group.
+    """
+    found, counts = np.unique(labels, return_counts=True)
+    n, k = len(scores), len(found)
     if n <= k or k < 2:
         return None
-    member = np.equal.outer(labels, np.unique(labels)) / np.sqrt(
-        np.unique(labels, return_counts=True)[1]
-    )
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permuted(np.tile(_centred(scores), (PERMUTATIONS, 1)), axis=1)
-    found = ((shuffled @ member) ** 2).sum(axis=1)
-    as_much = found >= between(scores, labels) * (1 - 1e-9)
+    strata = np.zeros(n, dtype=np.intp) if strata is None else strata
+    member = np.equal.outer(labels, found) / np.sqrt(counts)
+    order = (strata + np.random.default_rng(seed).random((PERMUTATIONS, n))).argsort(axis=1)
+    shuffled = np.empty((PERMUTATIONS, n))
+    shuffled[:, strata.argsort(kind="stable")] = _centred(scores)[order]
+    explained = ((shuffled @ member) ** 2).sum(axis=1)
+    as_much = explained >= between(scores, labels) * (1 - 1e-9)
     return (1 + int(as_much.sum())) / (1 + PERMUTATIONS)
 
 
 def importance(rows: Sequence[Row], design: Design) -> Importance:
     """The shares of a design's factors.
 
-    Where every combination of levels was run, or only rows that differ in one factor are compared,
-    runs are what chance deals out; elsewhere whole configurations, all their seeds together: seeds
-    do not make up for few configurations. In a design of one factor at a time the total is what
-    its factors and seeds add up to.
+    What chance gives is told by seeds of the same configuration where there are some, else by all
+    runs of the same level. Labels are dealt among runs that have all other levels in common; in a
+    scattered design, which has none, among configurations with all their seeds: seeds do not make
+    up for few configurations. In a design of one factor at a time the total is what its factors
+    and seeds add up to.
     """
     scored = [row for row in rows if row.score is not None]
     if len(scored) < 2 or not design.factors:
@@ -130,19 +137,41 @@ def _total(rows: Sequence[Row], design: Design) -> float:
 
 
 def _share(rows: Sequence[Row], factor: Factor, design: Design, *, total: float) -> Share:
-    scores, labels = _scores(rows), _labels(rows, factor)
-    raw = between(scores, labels) / total if total else 0.0
+    scores, labels, trials = _scores(rows), _labels(rows, factor), _trials(rows)
+    explained = between(scores, labels)
     if design.kind == "scattered":
-        trials = _trials(rows)
         first = np.unique(trials, return_index=True)[1]
-        means = np.bincount(trials, weights=scores) / np.bincount(trials)
-        size = between(scores, trials)
-        scores, labels = means, labels[first]
+        means, labels = np.bincount(trials, scores) / np.bincount(trials), labels[first]
+        fair = epsilon_squared(means, labels)
+        square = None if fair is None else fair * between(scores, trials)
+        p = p_value(means, labels)
     else:
-        size = _squares(scores)
-    fair = epsilon_squared(scores, labels)
-    corrected = None if fair is None else max(0.0, fair) * (size / total if total else 0.0)
-    return Share((factor.path,), raw, corrected, p_value(scores, labels))
+        chance = _chance(scores, labels, trials)
+        square = None if chance is None else explained - chance
+        p = p_value(scores, labels, strata=_others(rows, factor, design))
+    corrected = None if square is None else _part(max(0.0, square), total)
+    return Share((factor.path,), _part(explained, total), corrected, p)
+
+
+def _chance(scores: Floats, labels: Labels, trials: Labels) -> float | None:
+    """The square that labels without effect would explain."""
+    for groups in (trials, labels):
+        spare = len(scores) - len(np.unique(groups))
+        if spare:
+            square = (_squares(scores) - between(scores, groups)) / spare
+            return (len(np.unique(labels)) - 1) * square
+    return None
+
+
+def _others(rows: Sequence[Row], factor: Factor, design: Design) -> Labels:
+    """Groups of rows that have the levels of all other factors in common."""
+    others = [other for other in design.factors if other is not factor]
+    levels = [str([other.level(row) for other in others]) for row in rows]
+    return np.unique(levels, return_inverse=True)[1]
+
+
+def _part(square: float, total: float) -> float:
+    return square / total if total else 0.0
 
 
 def _pairs(rows: Sequence[Row], design: Design, total: float) -> Iterator[Share]:
@@ -159,7 +188,7 @@ def _pairs(rows: Sequence[Row], design: Design, total: float) -> Iterator[Share]
         degrees = cells - len(np.unique(a)) - len(np.unique(b)) + 1
         chance = degrees * (_squares(scores) - explained) / (n - cells)
         corrected = max(0.0, square - chance) / total
-        yield Share((one.path, other.path), max(0.0, square) / total, corrected, None)
+        yield Share((one.path, other.path), _part(max(0.0, square), total), corrected, None)
 
 
 def _seed_share(

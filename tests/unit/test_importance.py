@@ -73,8 +73,8 @@ def test_shares_of_a_balanced_two_by_two_by_hand() -> None:
     # Less chance, 1/3: (0.8 - 1/3) / (2/3) = 0.7; b explains less than chance.
     assert shares["a"].corrected == pytest.approx(0.7)
     assert shares["b"].corrected == 0
-    # Of the 6 ways to deal a's labels, 2 give this much; drawn, not counted.
-    assert shares["a"].p == pytest.approx(1 / 3, abs=0.03)
+    # For each b, a's labels lie one way or the other: of the 4 ways 2 give this much.
+    assert shares["a"].p == pytest.approx(1 / 2, abs=0.03)
 
 
 def test_a_pure_interaction_is_nobodys_effect() -> None:
@@ -100,11 +100,13 @@ def test_an_interaction_is_corrected_for_chance_by_hand() -> None:
     ]
     made = whole(rows)
     assert found(rows)["a"].raw == pytest.approx(72 / 96)
+    assert found(rows)["a"].corrected == pytest.approx((72 - 2) / 96)  # one degree; 8 / 4 within
     assert found(rows)["b"].raw == pytest.approx(8 / 96)
     (pair,) = made.pairs
     assert pair.raw == pytest.approx(8 / 96)
-    assert pair.corrected == pytest.approx((8 - 1 * 8 / 4) / 96)  # one degree; 4 within
+    assert pair.corrected == pytest.approx((8 - 2) / 96)
     assert made.seed == pytest.approx((8 / 4) / (96 / 7))
+    assert made.rest == pytest.approx(0)  # nothing else is there
 
 
 def test_one_factor_explains_all() -> None:
@@ -150,6 +152,26 @@ def test_p_is_that_of_counting_permutations() -> None:
     assert p_value(scores, labels) == pytest.approx(0.1, abs=0.02)
     assert p_value(scores, labels, seed=3) == p_value(scores, labels, seed=3)
     assert p_value(np.ones(6), labels) == 1
+
+
+def test_a_strong_factor_does_not_hide_a_weak_one_of_the_same_grid() -> None:
+    rows = [
+        row(10.0 * a + b + 0.1 * seed, {"a": a, "b": b}, seed=seed)
+        for a in range(3) for b in range(2) for seed in range(3)
+    ]  # fmt: skip
+    weak = found(rows)["b"]
+    assert weak.raw < 0.01
+    assert weak.p is not None and weak.p < 0.01  # at any a, 2 of the 20 ways are this extreme
+    scores = np.array([one.scores["val/abs_rel"] for one in rows])
+    free = p_value(scores, np.array([one.settings["b"] for one in rows]))
+    assert free is not None and free > 0.5
+
+
+def test_labels_stay_in_their_strata() -> None:
+    scores, labels = np.array([0.0, 1, 10, 11]), np.array([0, 1, 0, 1])
+    # Each stratum of two lies one way or the other: 2 of 4 ways give this much.
+    assert p_value(scores, labels, strata=np.array([5, 5, 2, 2])) == pytest.approx(0.5, abs=0.03)
+    assert p_value(scores, labels, strata=np.array([0, 1, 2, 3])) == 1
 
 
 def test_eta_does_not_depend_on_scale_shift_or_order() -> None:
