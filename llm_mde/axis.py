@@ -11,6 +11,8 @@ from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 TEXT, SMALL = 8, 7  # points of letters
 TICK_GAP = 0.12  # of an axis' length, between labels
 LONG_LABEL = 16  # letters
+LONG_TITLE = 30  # letters below an axis
+MOST_LETTERS = 32  # of all labels side by side
 MOST_TICKS = 5  # round numbers on an axis
 LEAST, MOST = 1e-3, 1e4  # numbers between them are written without an exponent
 
@@ -28,6 +30,11 @@ class Axis:
 def cut(text: str) -> str:
     """A label that is not too long."""
     return text if len(text) <= LONG_LABEL else f"{text[: LONG_LABEL - 1]}…"
+
+
+def tail(text: str, most: int) -> str:
+    """The end of a title, where dotted paths say most."""
+    return text if len(text) <= most else f"…{text[1 - most :]}"
 
 
 def padded(low: float, high: float, *, log: bool) -> tuple[float, float]:
@@ -101,12 +108,13 @@ def horizontal(axes: Axes, axis: Axis, values: Sequence[float]) -> None:
     axes.set_xlim(*limits)
     labels = [cut(text) for _, text in marks]
     turned: dict[str, Any] = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"}
-    crowded = sum(map(len, labels)) > 2 * LONG_LABEL
+    letters = [len(text) for text in labels]
+    crowded = max(letters, default=0) > LONG_LABEL // 2 or sum(letters) > MOST_LETTERS
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(
         [at for at, _ in marks], labels, parse_math=False, **(turned if crowded else {})
     )
-    axes.set_xlabel(axis.title, fontsize=TEXT, parse_math=False)
+    axes.set_xlabel(tail(axis.title, LONG_TITLE), fontsize=TEXT, parse_math=False)
 
 
 def marks_of(

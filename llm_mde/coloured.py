@@ -19,11 +19,24 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Curve
 from matplotlib.ticker import NullLocator
 
-from llm_mde.axis import SMALL, TEXT, Axis, apart, cut, horizontal, marks_of, share, ticks
+from llm_mde.axis import (
+    LONG_TITLE,
+    SMALL,
+    TEXT,
+    Axis,
+    apart,
+    cut,
+    horizontal,
+    marks_of,
+    share,
+    tail,
+    ticks,
+)
 from llm_mde.charts import DPI, VERMILION, Level, columns_of
 from llm_mde.figures import save
 
 SCORES = "viridis"
+BETWEEN = 20  # letters of a title of parallel axes
 
 
 def heat_map(
@@ -36,7 +49,7 @@ def heat_map(
     limits = _limits([level.mean for level in cells.values()])
     if not (x.ticks and y.ticks):
         return _plane(cells, path, x=x, y=y, score=score, limits=limits)
-    size = (0.78 * len(x.ticks) + 2.0, 0.62 * len(y.ticks) + 1.0)
+    size = (max(0.78 * len(x.ticks), 1.6) + 2.0, max(0.62 * len(y.ticks), 1.3) + 1.0)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     best = min(cells, key=lambda at: cells[at].mean)
@@ -96,8 +109,8 @@ def _mapped(
     figure: Figure, axes: Axes, path: Path,
     *, x: Axis, y: Axis, score: str, limits: tuple[float, float],
 ) -> Path:  # fmt: skip
-    axes.set_xlabel(x.title, fontsize=TEXT, parse_math=False)
-    axes.set_ylabel(y.title, fontsize=TEXT, parse_math=False)
+    axes.set_xlabel(tail(x.title, LONG_TITLE), fontsize=TEXT, parse_math=False)
+    axes.set_ylabel(tail(y.title, LONG_TITLE), fontsize=TEXT, parse_math=False)
     axes.tick_params(labelsize=SMALL)
     axes.spines[["top", "right"]].set_visible(False)
     _colour_bar(figure, axes, limits, score)
@@ -156,7 +169,7 @@ def parallel(
             canvas.add_patch(PathPatch(_curve(heights), fill=False, ec=VERMILION, **halo))
     canvas.set_xlim(-0.35, len(axes) + 0.6)
     canvas.set_ylim(-0.06, 1.04)
-    titles = [axis.title for axis in (*axes, last)]
+    titles = [tail(axis.title, BETWEEN) for axis in (*axes, last)]
     canvas.set_xticks(range(len(titles)), titles, fontsize=TEXT, parse_math=False)
     canvas.tick_params(length=0)
     canvas.set_yticks([])

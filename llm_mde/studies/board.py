@@ -18,6 +18,7 @@ from llm_mde.studies.trials import SCORE
 BOARD = "leaderboard.csv"
 WIDTH = 119  # characters of a terminal line
 FIRST = 10  # configurations that a terminal shows
+OF_A_RUN = ("seed", "name")  # no factors: a row says its seed, and every run has its own name
 LEAST_WANTED = ("steps", "seconds", "rmse", "delta1")  # columns that a narrow table leaves out
 
 
@@ -93,8 +94,9 @@ class Leaderboard:
 
     @property
     def varied(self) -> list[str]:
-        """Dotted paths that have more than one value."""
-        return [path for path in self.paths if len(values_of(self.rows, path)) > 1]
+        """Dotted paths that have more than one value, but for what each run has of its own."""
+        paths = (path for path in self.paths if path not in OF_A_RUN)
+        return [path for path in paths if len(values_of(self.rows, path)) > 1]
 
     @property
     def standings(self) -> list[Standing]:
@@ -160,7 +162,7 @@ class Leaderboard:
 
     def notes(self) -> list[str]:
         """What all trials share, and why some failed."""
-        same = [path for path in self.paths if path not in self.varied]
+        same = [path for path in self.paths if path not in (*self.varied, *OF_A_RUN)]
         shared = ", ".join(f"{path} {label(self.rows[0].settings[path])}" for path in same)
         return [*([f"the same in all: {shared}"] if same else []), *self.failures()]
 

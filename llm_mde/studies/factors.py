@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llm_mde.studies.board import Row, values_of
+from llm_mde.studies.board import OF_A_RUN, Row, values_of
 from llm_mde.studies.labels import UNSET, identity, label
 
-NO_FACTORS = ("seed", "name")  # a row says its seed, and every run has a name of its own
 FEW = 4  # values that are levels however few configurations there are
 MAX_BINS = 5
 PROPORTIONAL = 1e-6  # relative
@@ -137,7 +136,7 @@ def _factors(rows: Sequence[Row]) -> tuple[Factor, ...]:
     """Those of one row for each configuration; tied ones with the one that sets them."""
     columns = {
         path: [value_of(row, path) for row in rows]
-        for path in sorted({path for row in rows for path in row.settings} - {*NO_FACTORS})
+        for path in sorted({path for row in rows for path in row.settings} - {*OF_A_RUN})
         if len(values_of(rows, path)) > 1
     }
     leads = {path: _lead(path, columns) for path in columns}

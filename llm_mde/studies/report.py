@@ -202,14 +202,20 @@ def _wrapped(text: str) -> list[str]:
 def draw(
     experiment: Experiment, adapters: Mapping[str, Path], tests: Mapping[str, Index], path: Path
 ) -> Path:
-    """The paper's figure: image, truth and every variant on one scale in metres, as a PNG.
+    """The paper's figure: `draw_variants` of trials and tests under the experiment's names."""
+    title = experiment.title_of
+    variants = {title(name): folder for name, folder in adapters.items()}
+    return draw_variants(variants, {title(test): index for test, index in tests.items()}, path)
 
-    Four images of the one test, of different scene types where it has them, or one of each test.
+
+def draw_variants(adapters: Mapping[str, Path], tests: Mapping[str, Index], path: Path) -> Path:
+    """Image, truth and every variant on one scale in metres, as a PNG.
+
+    Images are of different scene types where a single test has them, or one of each test.
     A variant whose adapter is not there is left out, and the figure says so.
 
     Args:
-        experiment: names the variants.
-        adapters: trial -> adapter or run folder.
+        adapters: variant -> adapter or run folder.
         tests: test -> its samples.
         path: the PNG.
 
@@ -217,7 +223,7 @@ def draw(
         DataError: a damaged shard.
         CheckpointError: an adapter is there and cannot be used.
     """
-    found, missing = _present({experiment.title_of(name): at for name, at in adapters.items()})
+    found, missing = _present(adapters)
     number = PICTURES if len(tests) == 1 else 1
     chosen = [(test, at) for test in tests for at in typical(tests[test].entries, number)]
     frames = [decode(Shards(tests[test].folder), at) for test, at in chosen]
@@ -231,7 +237,7 @@ def draw(
         depth, valid = to_metres(depth_mm, max_depth)
         row = {title: made[at] for title, made in preds.items()}
         notes = {title: _abs_rel(made, depth, valid, max_depth) for title, made in row.items()}
-        title = entry.key if len(tests) == 1 else experiment.title_of(test)
+        title = entry.key if len(tests) == 1 else test
         rows.append(Compared(rgb, depth, valid, row, notes, title))
     return variants_sheet(rows, path, note=f"not drawn: {', '.join(missing)}" if missing else "")
 
