@@ -143,9 +143,14 @@ def design_in_words(found: Findings) -> str:
     )
 
 
-def tied_in_words(found: Findings) -> list[str]:
-    """Which settings moved together."""
-    return [
+def untold_in_words(found: Findings) -> list[str]:
+    """Which settings moved together, or have scores at one value alone."""
+    told = {share.paths[0] for share in found.importance.factors}
+    alone = [factor for factor in found.design.factors if factor.path not in told]
+    lost = [
+        f"{found.title(factor)}: scores at one value alone, nothing to compare" for factor in alone
+    ]
+    return lost + [
         f"{found.names[path]} {how} {found.names[factor.path]}, so no effect of its own can be told"
         for factor in found.design.factors
         for path, how in factor.tied.items()

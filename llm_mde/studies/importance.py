@@ -103,7 +103,7 @@ def p_value(
 
 
 def importance(rows: Sequence[Row], design: Design) -> Importance:
-    """The shares of a design's factors.
+    """The shares of a design's factors, those that have scores at several levels.
 
     What chance gives is told by seeds of the same configuration where there are some, else by all
     runs of the same level. Labels are dealt among runs that have all other levels in common; in a
@@ -115,7 +115,12 @@ def importance(rows: Sequence[Row], design: Design) -> Importance:
     if len(scored) < 2 or not design.factors:
         return Importance((), None)
     total = _total(scored, design)
-    shares = [_share(design.rows_of([f], scored), f, design, total=total) for f in design.factors]
+    told = [(factor, design.rows_of([factor], scored)) for factor in design.factors]
+    shares = [
+        _share(some, factor, design, total=total)
+        for factor, some in told
+        if len({factor.level(row) for row in some}) > 1
+    ]
     shares.sort(key=lambda share: -(share.raw if share.corrected is None else share.corrected))
     return Importance(
         factors=tuple(shares),

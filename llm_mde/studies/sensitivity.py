@@ -28,7 +28,7 @@ from llm_mde.studies.findings import (
     shares,
     shares_grid,
     shares_in_words,
-    tied_in_words,
+    untold_in_words,
     verdict,
 )
 from llm_mde.studies.grid import columns
@@ -82,7 +82,7 @@ def _sections(found: Findings, folder: Path, *, val: Index | None) -> Sections:
     board = found.board
     table: list[Block] = [board.grid(METRICS), [*board.notes(), f"every number: {BOARD}"]]
     drawn = list(_predictions(board, folder, val)) if val is not None else []
-    if not found.design.factors or len(found.scored) < 2:
+    if not found.importance.factors:
         return {"Leaderboard": table, "Predictions": drawn}
     return {
         "Leaderboard": table,
@@ -115,8 +115,8 @@ def command_of(board: Leaderboard, training: Training) -> list[str]:
 def _importance(found: Findings, folder: Path) -> Iterator[Block]:
     yield shares_grid(found)
     yield " ".join((design_in_words(found), shares_in_words(found.importance)))
-    if ties := tied_in_words(found):
-        yield ties
+    if untold := untold_in_words(found):
+        yield untold
     bars = [
         Bar(found.title(factor), best_known(share), p_in_words(share.p, "p "))
         for share, factor in shares(found)
@@ -196,10 +196,10 @@ def lines(
 ) -> list[str]:
     """What the terminal shows, under 120 wide; arguments as in `write`."""
     found = findings(board, defaults)
-    said = [design_in_words(found), *tied_in_words(found)] if found.importance.factors else []
+    said = [design_in_words(found), *untold_in_words(found)] if found.importance.factors else []
     words = command_of(board, training)
     return [
-        *board.lines(10),
+        *found.board.lines(10),
         *(["", *columns(shares_grid(found), width=WIDTH)] if said else []),
         *(line for text in said for line in wrapped(text)),
         *(["", "train the best one in full:", *typed(words).splitlines()] if words else []),

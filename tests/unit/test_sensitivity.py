@@ -244,6 +244,16 @@ def test_whatever_a_sweep_came_to_there_is_a_report(case: str, tmp_path: Path) -
     assert "nan %" not in text
 
 
+def test_a_factor_with_scores_at_one_value_has_no_share(tmp_path: Path) -> None:
+    rows = [
+        row("a", 0.2, {R: 2, "train.batch": 8}), row("b", 0.3, {R: 4, "train.batch": 8}),
+        row("c", 0, {R: 2, "train.batch": 64}, error="out of memory"),
+    ]  # fmt: skip
+    found = told(rows, tmp_path)
+    assert "train.batch: scores at one value alone, nothing to compare" in found
+    assert [line.split()[0] for line in found if "%" in line] == ["vit.r"]
+
+
 def test_a_value_of_the_base_joins_the_trials_that_set_it(tmp_path: Path) -> None:
     rows = [
         row("a", 0.2, {}),
