@@ -102,11 +102,13 @@ def sweep(
         say(seen.payload(), seen.lines(), as_json=as_json)
         return 0
     from llm_mde.studies.sweep import run_sweep
+    from llm_mde.studies.told import told
 
-    about = {"space": str(space), "base": str(planned.base.config), "sets": " ".join(sets or [])}
-    board = run_sweep(planned, share=share, address=address, about=about)
-    say(board.payload(), board.lines(), as_json=as_json)
-    return FAILED if any(row.error for row in board.rows) else 0
+    base = planned.base.config
+    about = told(base=base, tiny=tiny, sets=sets or [], ds_config=ds_config)
+    done = run_sweep(planned, share=share, address=address, about={"space": str(space)} | about)
+    say(done.payload(), done.said, as_json=as_json)
+    return FAILED if any(row.error for row in done.board.rows) else 0
 
 
 def experiment(
@@ -157,7 +159,8 @@ def experiment(
         payload = {"experiments": [one.payload() for one in planned]}
         say(payload, [line for one in planned for line in one.lines()], as_json=as_json)
         return 0
-    from llm_mde.studies.experiments import run_all, told
+    from llm_mde.studies.experiments import run_all
+    from llm_mde.studies.told import told
 
     about = told(base=config, tiny=tiny, sets=sets or [], ds_config=ds_config)
     done = run_all(planned, ds_config=ds_config, concurrent=concurrent, about=about)

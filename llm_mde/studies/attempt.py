@@ -8,8 +8,8 @@ from typing import Any
 from llm_mde.config import Config
 from llm_mde.studies.paper import UNTRAINED
 from llm_mde.studies.plan import Trial
+from llm_mde.studies.programs import Place, Row, below, run_program, train
 from llm_mde.studies.results import Cost, cost_of, tracked, write_result
-from llm_mde.studies.trials import Place, Row, below, run_program, train
 from llm_mde.tracking.mlflow import MlflowTracker
 
 

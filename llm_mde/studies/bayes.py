@@ -9,10 +9,11 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from llm_mde.errors import ConfigError
+from llm_mde.studies.programs import SCORE
 from llm_mde.studies.records import Record
 from llm_mde.studies.rules import Rule, Rules, rounded, settled
 from llm_mde.studies.space import trial_name
-from llm_mde.studies.trials import ERROR, SCORE
+from llm_mde.studies.trials import ERROR
 
 logger = logging.getLogger(__name__)
 

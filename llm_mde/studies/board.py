@@ -12,8 +12,8 @@ from typing import Any
 from llm_mde.scoring.metrics import METRICS
 from llm_mde.studies.grid import Cell, Grid, columns, grid
 from llm_mde.studies.labels import UNSET, identity, label, short
+from llm_mde.studies.programs import SCORE
 from llm_mde.studies.summary import Spread, spread
-from llm_mde.studies.trials import SCORE
 
 BOARD = "leaderboard.csv"
 WIDTH = 119  # characters of a terminal line

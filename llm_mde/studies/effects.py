@@ -15,8 +15,8 @@ from llm_mde.studies.factors import (
     value_of,
 )
 from llm_mde.studies.labels import identity, label
+from llm_mde.studies.programs import SCORE
 from llm_mde.studies.summary import spread
-from llm_mde.studies.trials import SCORE
 
 MOST_TICKS = 12  # levels that are named on an axis one by one
 

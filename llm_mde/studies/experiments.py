@@ -5,7 +5,6 @@ left a JSON and is not run again; one that was interrupted goes on.
 """
 
 import logging
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from llm_mde import __version__
-from llm_mde.launcher import cores
 from llm_mde.progress import duration
 from llm_mde.recipes import find
 from llm_mde.scoring.metrics import METRICS
@@ -26,7 +21,7 @@ from llm_mde.studies.attempt import attempt
 from llm_mde.studies.live import Live
 from llm_mde.studies.paper import UNTRAINED, Outcome
 from llm_mde.studies.plan import Plan, Trial
-from llm_mde.studies.process import alone, gpu_ids
+from llm_mde.studies.process import alone
 from llm_mde.studies.results import outcomes_of
 from llm_mde.studies.share import Share
 from llm_mde.studies.summary import OURS, blocks
@@ -185,34 +180,3 @@ def _record(parent: MlflowTracker, made: Plan, outcomes: Sequence[Outcome]) -> N
                     means[f"{group}/{metric}"] = found.mean
     parent.log(means, 0)
     parent.artifacts(made.folder / report.FOLDER, report.FOLDER)
-
-
-def told(*, base: Path | None, tiny: bool, sets: Sequence[str], ds_config: Path) -> dict[str, str]:
-    """What a report says of how its runs were made."""
-    device = f"{cores()} CPU cores"
-    if gpus := len(gpu_ids()):
-        device = f"{gpus} x {torch.cuda.get_device_name()}"
-    named = str(base or "the recipe's")
-    return {
-        "base": f"{named}, as a tiny model" if tiny or base is None else named,
-        "settings": " ".join(sets) or "none beside the recipe's",
-        "ds_config": str(ds_config),
-        "device": device,
-        "version": _version(),
-    }
-
-
-def _version() -> str:
-    """The version, and the commit where this package lies in a clone."""
-    # --always alone would find the commit of whatever clone an environment lies in.
-    package = Path(__file__).parents[1]
-    git = ["git", "-C", str(package)]
-    try:
-        subprocess.run(
-            [*git, "ls-files", "--error-unmatch", "cli.py"], capture_output=True, check=True
-        )
-        words = [*git, "describe", "--always", "--dirty", "--exclude=*"]
-        said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return __version__
-    return f"{__version__}, commit {said}"

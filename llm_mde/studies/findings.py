@@ -9,7 +9,7 @@ from llm_mde.studies.factors import Design, Factor, design_of
 from llm_mde.studies.grid import Cell, Grid, grid
 from llm_mde.studies.importance import Importance, Share, importance
 from llm_mde.studies.labels import label, short
-from llm_mde.studies.trials import SCORE
+from llm_mde.studies.programs import SCORE
 
 SEED, REST, UNKNOWN = "seed", "the rest", "–"
 MOST_PAIRS = 5

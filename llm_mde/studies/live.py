@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_mde.progress import duration, live_table
-from llm_mde.studies.trials import SCORE, TIME, Ended, Row, Watch
+from llm_mde.studies.programs import SCORE, TIME, Row
+from llm_mde.studies.trials import Ended, Watch
 
 logger = logging.getLogger(__name__)
 

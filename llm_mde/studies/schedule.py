@@ -13,9 +13,9 @@ from ray.tune.schedulers import (
 )
 
 from llm_mde.errors import ConfigError
+from llm_mde.studies.programs import TIME
 from llm_mde.studies.rules import Rule, settled
 from llm_mde.studies.space import Base, Search
-from llm_mde.studies.trials import TIME
 
 GRACE = 9  # by default a trial has a ninth of the longest run before it may be stopped
 PEERS = 3  # trials that a median is taken of

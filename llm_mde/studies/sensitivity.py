@@ -32,8 +32,8 @@ from llm_mde.studies.findings import (
     verdict,
 )
 from llm_mde.studies.grid import columns
+from llm_mde.studies.programs import SCORE
 from llm_mde.studies.report import draw_variants
-from llm_mde.studies.trials import SCORE
 from llm_mde.studies.winner import Training, command, typed
 from llm_mde.training.folder import write_whole
 

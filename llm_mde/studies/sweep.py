@@ -3,50 +3,67 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llm_mde.data.index import open_index
 from llm_mde.errors import ConfigError
 from llm_mde.progress import duration
 from llm_mde.scoring.metrics import METRICS
+from llm_mde.studies import sensitivity
 from llm_mde.studies.board import BOARD, Leaderboard, Row, ranked
 from llm_mde.studies.live import Live
 from llm_mde.studies.process import alone
+from llm_mde.studies.programs import SCORE, TIME, Place, below, evaluations, train
+from llm_mde.studies.programs import Row as Evaluation
 from llm_mde.studies.records import Record, Records, State
 from llm_mde.studies.schedule import scheduler_of
 from llm_mde.studies.share import Share
 from llm_mde.studies.space import Base
 from llm_mde.studies.sweep_plan import RECORDS, SEED, Sweep, claim, steps_of
-from llm_mde.studies.trials import (
-    SCORE,
-    TIME,
-    Ended,
-    How,
-    Place,
-    below,
-    evaluations,
-    run_trials,
-    train,
-)
-from llm_mde.studies.trials import Row as Evaluation
+from llm_mde.studies.trials import Ended, How, run_trials
+from llm_mde.studies.winner import Training
 from llm_mde.tracking.mlflow import MlflowTracker
 from llm_mde.tracking.tracker import Status
 from llm_mde.training.folder import write_whole
 
 logger = logging.getLogger(__name__)
 
+SHORTENED = ("train.max_steps=", "train.epochs=", "name=")  # what the full run does not take over
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A sweep that ran."""
+
+    board: Leaderboard
+    files: list[Path]
+    """Of the report."""
+    said: list[str]
+    """What the terminal shows."""
+    winner: list[str]
+    """The command that trains the best configuration in full."""
+
+    def payload(self) -> dict[str, Any]:
+        """For JSON."""
+        files = [str(path) for path in self.files]
+        return self.board.payload() | {"report": files, "train_the_best": self.winner}
+
 
 def run_sweep(
     sweep: Sweep, *, share: Share, address: str | None = None, about: Mapping[str, Any]
-) -> Leaderboard:
-    """Run what is not done; a failing trial is kept with its reason and does not stop the rest.
+) -> Finished:
+    """Run what is not done, and write the report.
+
+    A failing trial is kept with its reason and does not stop the rest.
 
     Args:
         sweep: its trials, checked.
         share: devices of a trial.
         address: of a Ray cluster; None: this machine.
-        about: what MLflow is told of the sweep.
+        about: what MLflow and the report are told of the sweep.
 
     Raises:
         ConfigError: all trials failed; another command runs this sweep; the folder holds another
@@ -57,9 +74,7 @@ def run_sweep(
         return _run(sweep, share=share, address=address, about=about)
 
 
-def _run(
-    sweep: Sweep, *, share: Share, address: str | None, about: Mapping[str, Any]
-) -> Leaderboard:
+def _run(sweep: Sweep, *, share: Share, address: str | None, about: Mapping[str, Any]) -> Finished:
     records = Records(sweep.folder / RECORDS)
     parent = _parent(sweep, about)
     run_id = parent.run_id if parent else None
@@ -68,6 +83,7 @@ def _run(
     try:
         _run_trials(sweep, records, share=share, address=address, run_id=run_id)
         board = board_of(sweep, records)
+        finished = _report(sweep, board, about)
         if parent is not None:
             _record(parent, board)
         status = "finished" if any(row.scores for row in board.rows) else "failed"
@@ -82,7 +98,25 @@ def _run(
     logger.info("%s: %s", sweep.name, duration(time.monotonic() - began))
     if not any(row.scores for row in board.rows):
         raise ConfigError(f"{sweep.name}: every trial failed; the first: {board.rows[0].error}")
-    return board
+    return finished
+
+
+def _report(sweep: Sweep, board: Leaderboard, about: Mapping[str, Any]) -> Finished:
+    folder = sweep.folder / sensitivity.FOLDER
+    base = sweep.base
+    lasting = [word for word in base.words if not word.startswith(SHORTENED)]
+    training = Training(base.config, sweep.ds_config, lasting)
+    shards = str(sweep.config.data.shards)
+    files = sensitivity.write(
+        board,
+        folder=folder,
+        about=about,
+        training=training,
+        defaults=base.plain,
+        val=open_index(shards, sweep.config.data.val_split),
+    )
+    said = sensitivity.lines(board, folder=folder, training=training, defaults=base.plain)
+    return Finished(board, files, said, sensitivity.command_of(board, training))
 
 
 def _run_trials(

@@ -72,7 +72,7 @@ def test_trials_of_a_lost_node_go_on_from_their_checkpoints(
 
     killer = threading.Thread(target=lose)
     killer.start()
-    board = run_sweep(sweep, share=Share(), address=cluster.address, about={})
+    board = run_sweep(sweep, share=Share(), address=cluster.address, about={}).board
     killer.join()
 
     assert [row.error for row in board.rows] == [None, None]

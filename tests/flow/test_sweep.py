@@ -59,7 +59,7 @@ def board(place: Path) -> Leaderboard:
         ds_config=shipped("launch/ds/zero2.json"),
         search={},
     )
-    return run_sweep(planned, share=Share(), about={})
+    return run_sweep(planned, share=Share(), about={}).board
 
 
 def test_good_trials_are_ranked_and_a_failing_one_keeps_its_reason(board: Leaderboard) -> None:

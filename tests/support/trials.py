@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_mde.studies.trials import SCORE, TIME, Place, Row
+from llm_mde.studies.programs import SCORE, TIME, Place, Row
 
 STEPS = 9
 

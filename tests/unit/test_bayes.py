@@ -6,9 +6,10 @@ import pytest
 
 from llm_mde.errors import ConfigError
 from llm_mde.studies.bayes import Bayes
+from llm_mde.studies.programs import SCORE
 from llm_mde.studies.records import Record
 from llm_mde.studies.rules import Rule
-from llm_mde.studies.trials import END, ERROR, SCORE
+from llm_mde.studies.trials import END, ERROR
 
 LR, PROMPT, R, ALPHA = "optim.lr", "model.prompt", "model.vit.lora.r", "model.vit.lora.alpha"
 RULES = {

@@ -11,11 +11,12 @@ from llm_mde.errors import ConfigError
 from llm_mde.recipes import shipped
 from llm_mde.studies import experiments
 from llm_mde.studies.agenda import plan_all
-from llm_mde.studies.experiments import Finished, run_all, told
+from llm_mde.studies.experiments import Finished, run_all
 from llm_mde.studies.paper import UNTRAINED, Experiment, Outcome
 from llm_mde.studies.plan import Plan
 from llm_mde.studies.process import alone
 from llm_mde.studies.results import Cost, write_result
+from llm_mde.studies.told import told
 from llm_mde.studies.trials import Ended
 from tests.support.shards import write_shards
 

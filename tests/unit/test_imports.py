@@ -10,7 +10,11 @@ import llm_mde
 ROOT = Path(llm_mde.__file__).parent
 # Who may import whom: only names further up, and inside a room only names to the left.
 ROOMS = (
-    ("", "errors fields config recipes launcher locks pulse dist progress figures"),
+    (
+        "",
+        "errors fields config recipes launcher locks pulse dist progress "
+        "figures axis charts coloured",
+    ),
     ("nyu.", "frame raw compiled kinect dissection fill scenes labeled pattern aligned dumps"),
     ("nyu.rooms.", "paint solids decor furniture fittings design raycast views sensor"),
     ("nyu.", "synth"),
@@ -31,7 +35,8 @@ ROOMS = (
     ("inference.", "card adapter image predict score pretrained export"),
     (
         "studies.",
-        "process demo rules space paper summary grid tables report share trials live records board "
+        "process told demo rules space paper summary grid document tables report share programs "
+        "trials live records labels board factors importance effects findings winner sensitivity "
         "schedule bayes plan sweep_plan forecast sweep results agenda attempt experiments",
     ),
     ("commands.", "options shards models studies track"),
@@ -60,7 +65,7 @@ HOMES = {
         "cli",
         *(f"commands.{name}" for name in ["options", "shards", "models", "studies", "track"]),
     },
-    "matplotlib": {"figures"},
+    "matplotlib": {"figures", "axis", "charts", "coloured"},
 }
 HEAVY = ("torch", "deepspeed", "ray", "mlflow", "transformers", "timm", "matplotlib", "webdataset")
 BLIND = (

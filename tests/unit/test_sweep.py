@@ -81,7 +81,7 @@ def run(monkeypatch: pytest.MonkeyPatch, started: list[str]) -> Run:
                 watch.ended(name, Ended(3.0, "no luck" if name in fail else None, name in stop))
 
         monkeypatch.setattr(module, "run_trials", run_trials)
-        return run_sweep(sweep, share=Share(), about={})
+        return run_sweep(sweep, share=Share(), about={}).board
 
     return run
 

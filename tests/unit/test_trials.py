@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llm_mde.studies.live import Live
-from llm_mde.studies.trials import END, ERROR, SCORE, TIME, Ended, Place, Row, _reason, _Trial
+from llm_mde.studies.programs import SCORE, TIME, Place, Row, _reason
+from llm_mde.studies.trials import END, ERROR, Ended, _Trial
 
 closed: list[str] = []
 
