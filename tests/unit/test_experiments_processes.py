@@ -1,11 +1,13 @@
 """What one command leaves to the next: a folder that is taken, programs that still run."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,6 +101,31 @@ def test_a_program_that_stays_keeps_its_file(
     end([file])
     assert time.monotonic() - began < 5 and file.exists()
     assert f"process {child.pid} was asked to end and still runs" in caplog.text
+
+
+def test_ctrl_c_while_programs_save_ends_them_at_once(
+    start: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = start(DEAF, "pair-a-s0.yaml")
+    file = tmp_path / "pair-a-s0.pid"
+    file.write_text(f"{child.pid}\n")
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=interrupted)
+    monkeypatch.setattr(process, "time", clock)  # not `time.sleep`, which others call as well
+    with pytest.raises(KeyboardInterrupt):
+        end([file])
+    assert child.wait(1) == -signal.SIGKILL
+
+
+def test_programs_of_another_host_are_left_to_it(start: Started, tmp_path: Path) -> None:
+    child = start(SAVES, "pair-a-s0.yaml")
+    file = tmp_path / "pair-a-s0.pid"
+    file.write_text(f"{child.pid} elsewhere\n")
+    end([file])
+    assert child.poll() is None
 
 
 def test_ray_is_our_own_with_the_gpus_that_we_count(monkeypatch: pytest.MonkeyPatch) -> None:
