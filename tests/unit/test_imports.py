@@ -25,8 +25,8 @@ ROOMS = (
         "loaders stream",
     ),
     ("model.", "vit vocabulary language prompt prototypes reprogram lora head depth_model"),
-    ("scoring.", "losses metrics protocols baselines evaluate"),
-    ("tracking.", "tracker recorded mlflow background sync compare"),
+    ("scoring.", "losses metrics protocols baselines evaluate bootstrap"),
+    ("tracking.", "tracker recorded mlflow background sync ui"),
     (
         "training.",
         "stopping ds statistics engine state checkpoint meter run record validate loop folder "
