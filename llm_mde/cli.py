@@ -111,6 +111,7 @@ COMMANDS = (
         studies.experiment,
         "llm-mde experiment few-shot lora --config demo/sweep.yaml --tiny --seeds 3",
     ),
+    ("compare", studies.compare, "llm-mde compare runs/a runs/b --split val --out comparison"),
     ("demo", studies.demo, "llm-mde demo --out demo"),
 )
 for name, function, example in COMMANDS:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from llm_mde.commands.options import DS_CONFIG, Config, DsConfig, Json, Sets, say
+from llm_mde.progress import progress
 
 FAILED = 1
 MAX_TRIALS = 500
@@ -167,6 +168,67 @@ def experiment(
     payload = {"experiments": [one.payload() for one in done]}
     say(payload, [line for one in done for line in one.lines()], as_json=as_json)
     return FAILED if any(one.errors for one in done) else 0
+
+
+def compare(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Run folders; the others are measured against the first.", metavar="RUN"
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="All trials of a sweep or an experiment instead, the best one first."),
+    ] = None,
+    folder: Annotated[Path, typer.Option("--runs", help="Folder of the sweep's runs.")] = Path(
+        "runs"
+    ),
+    shards: Annotated[
+        str | None,
+        typer.Option(help="Folder or URL written by pack.", show_default="the runs' own"),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Named key list of the shards.", show_default="what they validated on"),
+    ] = None,
+    protocol: Annotated[
+        Literal["metric", "aligned_median", "aligned_affine", "paper"],
+        typer.Option(help="What the terminal shows; the page has all."),
+    ] = "metric",
+    batch: Annotated[int, typer.Option(min=1, help="Images of one forward pass.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path(
+        "comparison"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Compare runs: settings, scores, predictions.
+
+    The settings that differ; scores on the same images, with the difference to the first run and
+    its bootstrap interval over images; predictions side by side on one scale in metres. Writes one
+    HTML page, with its pictures inside, and the pictures as PNG.
+    """
+    if bool(runs) == bool(sweep):
+        raise typer.BadParameter("expected either run folders or --sweep NAME")
+    from llm_mde.studies.runs import common_images, given, of_sweep
+
+    members, missing = of_sweep(sweep, folder) if sweep else (given(runs or []), [])
+    index = common_images(members, shards=shards, split=split)
+
+    from llm_mde.studies.compare import compare as run_comparison
+
+    with progress("compare", "image") as report:
+        made, files = run_comparison(
+            members,
+            index,
+            out=out,
+            batch=batch,
+            ranked=sweep is not None,
+            notes=[f"left out, without an adapter: {', '.join(missing)}"] if missing else [],
+            progress=report,
+        )
+    lines = [*made.lines(protocol), "", f"files: {' '.join(map(str, files))}"]
+    say(made.payload(files), lines, as_json=as_json)
 
 
 def demo(

@@ -1,8 +1,12 @@
 """Scores of an adapter on a split of a shard folder, under every protocol."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from llm_mde import dist
 from llm_mde.config import DataConfig
@@ -20,7 +24,7 @@ from llm_mde.scoring.baselines import Baselines, baselines_of
 from llm_mde.scoring.evaluate import CONSTANT_NOTE, EvalResult, baseline_group, evaluate
 from llm_mde.scoring.losses import silog
 from llm_mde.scoring.metrics import METRICS
-from llm_mde.scoring.protocols import PROTOCOLS
+from llm_mde.scoring.protocols import PROTOCOLS, score_image
 
 BLIND = {"mean_map": "mean depth map", "constant": "median depth"}
 
@@ -120,3 +124,34 @@ def _score(
     )
     dist.raise_together(DataError(next(iter(lost.values()))) if lost else None)
     return None if part.rank else result
+
+
+class ImageScore(NamedTuple):
+    """One image of a split."""
+
+    key: str
+    pred: Tensor
+    """(h, w) metres, at the network's size."""
+    scores: dict[str, dict[str, float]] | None
+    """Protocol -> metric -> number; None where no pixel counts."""
+
+
+@torch.inference_mode()
+def image_scores(
+    model: DepthModel, index: Index, *, max_depth: float, batch: int
+) -> Iterator[ImageScore]:
+    """Each image of a split with its own scores, whose means are those of `score`; in one process.
+
+    max_depth: of the truth in metres; models of different ranges are scored on the same pixels by
+    the smaller one.
+
+    Raises:
+        DataError: a damaged shard.
+    """
+    shape = Shape(model.config.image_size, model.vit.interpolation, max_depth)
+    for read in evaluation_batches(index, shape, batch=batch, part=Part()):
+        preds = model.predict(read["image"].to(model.mean.device)).cpu()  # (B, 1, h, w)
+        for at in read["weight"].nonzero().flatten().tolist():
+            pred, depth, valid = preds[at, 0], read["depth"][at, 0], read["valid"][at, 0]
+            scores = score_image(pred, depth, valid, max_depth=max_depth)
+            yield ImageScore(read["key"][at], pred, scores)

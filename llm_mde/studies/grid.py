@@ -1,5 +1,6 @@
-"""A table of text cells as Markdown, LaTeX or aligned columns."""
+"""A table of text cells as Markdown, LaTeX, HTML or aligned columns."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -102,13 +103,52 @@ def _textbf(cell: Cell) -> str:
     return rf"\textbf{{{text}}}" if cell.bold else text
 
 
+def hypertext(table: Grid) -> list[str]:
+    """The lines of an HTML table; a column of numbers has the class `n`."""
+    lines = ["<table>", _row([Cell(name) for name in table.head], "th", texts=table.texts)]
+    lines += [_row(row, "td", texts=table.texts) for row in table.rows]
+    return [*lines, "</table>"]
+
+
+def _row(row: Sequence[Cell], tag: str, *, texts: int) -> str:
+    cells = []
+    for at, cell in enumerate(row):
+        text = html.escape(cell.text)
+        kind = tag if at < texts else f'{tag} class="n"'
+        cells.append(f"<{kind}>{f'<b>{text}</b>' if cell.bold else text}</{tag}>")
+    return f"<tr>{''.join(cells)}</tr>"
+
+
 def columns(table: Grid, *, width: int) -> list[str]:
     """Aligned plain text, the first column cut where a line would pass `width`; bold is marked."""
-    head = [Cell(name) for name in table.head]
-    lines = [[_marked(cell) for cell in row] for row in (head, *table.rows)]
-    widths = [max(len(row[at]) for row in lines) for at in range(len(table.head))]
+    lines, widths = _laid_out(table)
     widths[0] -= max(0, sum(widths) + len(widths) - 1 - width)
     return [_line(row, widths, texts=table.texts) for row in lines]
+
+
+def folded(table: Grid, *, width: int) -> list[Grid]:
+    """Grids no wider than `width` where they can be: the words with some of the numbers each."""
+    widths = _laid_out(table)[1]
+    words = list(range(table.texts))
+    parts: list[list[int]] = [[]]
+    for at in range(table.texts, len(table.head)):
+        taken = [*words, *parts[-1], at]
+        if parts[-1] and sum(widths[one] for one in taken) + len(taken) - 1 > width:
+            parts.append([])
+        parts[-1].append(at)
+    return [_part(table, [*words, *part]) for part in parts]
+
+
+def _part(table: Grid, kept: Sequence[int]) -> Grid:
+    groups = tuple(tuple(tuple(row[at] for at in kept) for row in rows) for rows in table.groups)
+    return Grid(tuple(table.head[at] for at in kept), groups, table.texts)
+
+
+def _laid_out(table: Grid) -> tuple[list[list[str]], list[int]]:
+    """The cells as they are printed, and the widths of the columns."""
+    head = [Cell(name) for name in table.head]
+    lines = [[_marked(cell) for cell in row] for row in (head, *table.rows)]
+    return lines, [max(len(row[at]) for row in lines) for at in range(len(table.head))]
 
 
 def _marked(cell: Cell) -> str:

@@ -51,7 +51,7 @@ def score_grid(
     titles: metric -> its name in the head; the metric's own where absent.
     """
     seeds = len({outcome.seed for outcome in outcomes})
-    head = [_head(metric, titles or {}, metres=protocol != "paper") for metric in metrics]
+    head = [heading(metric, titles or {}, metres=protocol != "paper") for metric in metrics]
     groups = []
     for block in blocks(experiment, outcomes):
         best = {metric: _best(block, protocol, metric) for metric in metrics}
@@ -64,7 +64,8 @@ def score_grid(
     return grid(["", "seeds", *head], *groups)
 
 
-def _head(metric: str, titles: Mapping[str, str], *, metres: bool) -> str:
+def heading(metric: str, titles: Mapping[str, str], *, metres: bool) -> str:
+    """A metric over its column: name, unit, and which way is better."""
     unit = " [m]" if metres and metric in IN_METRES else ""
     return f"{titles.get(metric, metric)}{unit} {'↑' if _higher_is_better(metric) else '↓'}"
 
@@ -144,7 +145,7 @@ def paper_grid(experiment: Experiment, titles: Mapping[str, str] | None = None) 
         texts = {metric: number(row[metric]) if metric in row else ABSENT for metric in metrics}
         cells = [Cell(text, text == best[metric]) for metric, text in texts.items()]
         body.append([Cell(experiment.title_of(name)), *cells])
-    head = [_head(metric, titles or {}, metres=False) for metric in metrics]
+    head = [heading(metric, titles or {}, metres=False) for metric in metrics]
     return grid(["", *head], body)
 
 

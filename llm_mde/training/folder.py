@@ -153,7 +153,7 @@ def _claim(config: Config, ds: Mapping[str, Any], *, resume: str, changes: bool)
     folder = config.run_dir
     if resume == "never" and (folder / CONFIG).exists():
         os.rename(folder, _aside(folder))
-    before = _read(folder)
+    before = recorded(folder)
     if before is not None:
         check_same(folder, before, settings_of(config, ds), changes=changes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,8 +161,12 @@ def _claim(config: Config, ds: Mapping[str, Any], *, resume: str, changes: bool)
     write_whole(folder / CONFIG, dump(config))  # the last one: with it the folder is a run's
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    """Settings as a run left them, new ones at their defaults; None where there is no run."""
+def recorded(folder: Path) -> dict[str, Any] | None:
+    """Settings as a run left them, new ones at their defaults; None where there is no run.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
     path = folder / CONFIG
     if not path.exists():
         return None

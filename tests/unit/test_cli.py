@@ -31,6 +31,7 @@ COMMANDS = (
     "export",
     "sweep",
     "experiment",
+    "compare",
     "demo",
 )
 GROUPS = {"track": ("sync",)}
