@@ -112,6 +112,7 @@ COMMANDS = (
         "llm-mde experiment few-shot lora --config demo/sweep.yaml --tiny --seeds 3",
     ),
     ("compare", studies.compare, "llm-mde compare runs/a runs/b --split val --out comparison"),
+    ("ui", track.ui, "llm-mde ui --uri sqlite:///mlflow.db --experiment llm-mde"),
     ("demo", studies.demo, "llm-mde demo --out demo"),
 )
 for name, function, example in COMMANDS:

@@ -55,4 +55,4 @@ def importing() -> Iterator[None]:
 
 def say(payload: dict[str, Any], lines: list[str], *, as_json: bool) -> None:
     """Print a result on stdout, for programs or for people."""
-    print(json.dumps(payload) if as_json else "\n".join(lines))
+    print(json.dumps(payload) if as_json else "\n".join(lines), flush=True)

@@ -7,6 +7,8 @@ import typer
 
 from llm_mde.commands.options import Json, say
 
+EXPERIMENT = "llm-mde"  # as tracking.experiment has it
+
 app = typer.Typer(help="Runs in MLflow.", no_args_is_help=True)
 
 
@@ -32,4 +34,33 @@ def sync(
             synced.append(run_sync(run, uri=uri))
     say(
         {"runs": [one.payload() for one in synced]}, [one.line() for one in synced], as_json=as_json
+    )
+
+
+def ui(
+    uri: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow store.", show_default="MLFLOW_TRACKING_URI, else mlflow.db in this folder"
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port.", show_default="5000, or a free one")
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="Whose runs the links show.")] = EXPERIMENT,
+    as_json: Json = False,
+) -> None:
+    """Show runs in the browser, for this machine alone.
+
+    Starts MLflow's page and prints links to where runs are compared: the charts of all runs, those
+    of the last sweep, and its trials side by side. Ctrl-C ends it. Where the store is a server,
+    only the links are printed.
+    """
+    from llm_mde.tracking.ui import show
+
+    show(
+        uri,
+        experiment=experiment,
+        port=port,
+        announce=lambda page: say(page.payload(), page.lines(), as_json=as_json),
     )

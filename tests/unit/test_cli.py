@@ -32,6 +32,7 @@ COMMANDS = (
     "sweep",
     "experiment",
     "compare",
+    "ui",
     "demo",
 )
 GROUPS = {"track": ("sync",)}

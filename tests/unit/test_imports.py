@@ -49,7 +49,7 @@ HOMES = {
     "peft": {"model.lora", "inference.adapter"},
     "webdataset": {"data.stream"},
     "deepspeed": {"training.engine"},
-    "mlflow": {"tracking.mlflow"},
+    "mlflow": {"tracking.mlflow", "tracking.ui"},
     "h5py": {"nyu.labeled"},
     "huggingface_hub": {"data.store", "model.vit", "training.doctor", "inference.pretrained"},
     "onnxruntime": {"inference.export"},
@@ -170,6 +170,7 @@ def test_a_rank_loads_neither_the_store_nor_the_compiler():
 
 
 def test_environment_is_read_in_its_places():
-    writers = {"studies.trials", "studies.process", "data.loaders"}  # for the processes they start
+    # For the processes they start.
+    writers = {"studies.trials", "studies.process", "data.loaders", "tracking.ui"}
     users = {name for name, path in MODULES.items() if "os.environ" in path.read_text("utf-8")}
     assert users <= {"config", "launcher", "dist"} | writers
