@@ -106,18 +106,22 @@ class Comparison:
         yield f"<style>\n{STYLE}</style>\n<h1>Runs compared</h1>"
         yield f"<p>{html.escape(self._images())}</p>"
         yield from (f"<p>{html.escape(note)}</p>" for note in self.notes)
-        yield from _section("Runs", _folders(self.members))
         yield from _section("Settings that differ", settings_grid(self.members))
+        first, *others = self.means
+        yield from self._scores(first)
         yield "<h2>Predictions</h2><p>All on the scale of the truths, in metres.</p>"
         for sheet in sheets:
             data = base64.b64encode(sheet.read_bytes()).decode("ascii")
             yield f'<p><img alt="Image, truth, runs" src="data:image/png;base64,{data}"></p>'
-        for protocol in self.means:
-            yield from _section(
-                in_words(protocol).capitalize(), mean_grid(self, protocol, bounds=True)
-            )
-            yield f"<p>{html.escape(self._reading())}</p>"
-            yield from _hypertext(difference_grid(self, protocol))
+        for protocol in others:
+            yield from self._scores(protocol)
+        yield from _section("Folders", _folders(self.members))
+
+    def _scores(self, protocol: str) -> Iterator[str]:
+        words = in_words(protocol)
+        yield from _section(words[:1].upper() + words[1:], mean_grid(self, protocol, bounds=True))
+        yield f"<p>{html.escape(self._reading())}</p>"
+        yield from _hypertext(difference_grid(self, protocol))
 
     def _images(self) -> str:
         return (
@@ -207,7 +211,8 @@ def _heads(table: Table, protocol: str) -> list[str]:
 
 
 def _folders(members: Sequence[Member]) -> Grid:
-    return grid(["", "folder"], [[Cell(one.title), Cell(str(one.folder))] for one in members])
+    rows = [[Cell(one.title), Cell(str(one.folder))] for one in members]
+    return grid(["run", "folder"], rows, texts=2)
 
 
 def _section(title: str, table: Grid) -> Iterator[str]:
