@@ -224,17 +224,24 @@ def _is_free(port: int) -> bool:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Being told to end, or losing the terminal, is as Ctrl-C: the server does not stay behind."""
+    """Being told to end, or losing the terminal, is as Ctrl-C: the server does not stay behind.
+
+    A signal that somebody ignores, as nohup does, stays ignored.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {one: signal.signal(one, interrupt) for one in (signal.SIGTERM, signal.SIGHUP)}
+    ours = [
+        one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL
+    ]
+    for one in ours:
+        signal.signal(one, interrupt)
     try:
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
 
 
 def _await(url: str, server: "subprocess.Popen[bytes]", log: IO[str]) -> None:
