@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from llm_mde.credentials import URI, redacted, set_aside
 from llm_mde.fields import AbsolutePath, Beta, Count, FolderOrUrl, Frozen, Zoom
 
 
@@ -218,8 +219,11 @@ class TrackingConfig(Frozen):
 
     mlflow: bool = True
     """Off: only the run folder is written."""
-    uri: str | None = None
-    """MLflow store; None: MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the working folder."""
+    uri: Annotated[str, AfterValidator(set_aside)] | None = None
+    """MLflow store; None: MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the working folder.
+
+    A password in it goes to MLFLOW_TRACKING_URI of this process and its children; the field keeps
+    what may be shown."""
     experiment: str = "llm-mde"
     """MLflow experiment."""
     parent_run_id: str | None = None
@@ -269,7 +273,9 @@ class Config(Frozen):
 
 
 def tracking_uri(config: TrackingConfig) -> str:
-    """The MLflow store of a run: the configured, else the environment's, else a sqlite file."""
-    return (
-        config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd()}/mlflow.db"
-    )
+    """The MLflow store of a run: the configured, else the environment's, else a sqlite file.
+
+    Without credentials: `llm_mde.tracking.address` has the whole one.
+    """
+    named = config.uri or os.environ.get(URI) or f"sqlite:///{Path.cwd()}/mlflow.db"
+    return redacted(named)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from llm_mde.credentials import redacted
+
 
 def _absolute(path: Path) -> Path:
     try:
@@ -20,12 +22,18 @@ def _folder_or_url(value: object) -> object:
     return str(_absolute(Path(value)))
 
 
+def _no_credentials(url: str) -> str:
+    if redacted(url) != url:
+        raise ValueError("expected a URL without credentials, which go into the environment")
+    return url
+
+
 Count = Annotated[int, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Zoom = Annotated[float, Field(ge=1)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 """Ray and launchers change the working folder, so a path is made absolute when it is read."""
-FolderOrUrl = Annotated[str, BeforeValidator(_folder_or_url)]
+FolderOrUrl = Annotated[str, BeforeValidator(_folder_or_url), AfterValidator(_no_credentials)]
 
 
 class Frozen(BaseModel):

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from llm_mde.config import Config
+from llm_mde.credentials import redacted
 from llm_mde.errors import ConfigError
 
 PACKAGE = Path(__file__).parent
@@ -65,11 +66,11 @@ def load(path: Path | None = None, *, sets: Iterable[str] = ()) -> Config:
     for word in sets:
         key, equals, value = word.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {word}: expected a.b=c")
+            raise ConfigError(redacted(f"--set {word}: expected a.b=c"))
         try:
             put(tree, key.strip(), yaml.safe_load(value))
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {word}: not a valid value: {error}") from error
+            raise ConfigError(redacted(f"--set {word}: not a valid value: {error}")) from error
         sources.append(f"--set {word}")
     return build(tree, where=", ".join(sources) or "configuration")
 
@@ -99,7 +100,7 @@ def build(tree: Mapping[str, Any], *, where: str = "configuration") -> Config:
         return Config.model_validate(_merged(Config().model_dump(), tree))
     except ValidationError as error:
         problems = [_explain(dict(item)) for item in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+        raise ConfigError(redacted(f"{where}: " + "; ".join(problems))) from None
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

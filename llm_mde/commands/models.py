@@ -61,10 +61,13 @@ def train(
         raise typer.BadParameter(str(error), param_hint="--exit-after") from error
     from llm_mde.data.index import open_index
     from llm_mde.recipes import load
+    from llm_mde.tracking.address import address
 
     with alike_on_all_ranks():  # and before the seconds that torch takes to import
         sets = [*(sets or []), *["train.deterministic=true"] * deterministic]
         settings = load(config, sets=sets)
+        if settings.tracking.mlflow:
+            address(settings.tracking)
         data = settings.data
         if data.shards is not None:
             open_index(data.shards, data.train_split)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from llm_mde.credentials import redacted
 from llm_mde.data.cache import DiskCache
 from llm_mde.data.store import Pause, download, failures, file_system
 from llm_mde.errors import ConfigError, DataError, StoreError
@@ -35,6 +36,11 @@ class ShardFolder:
         """
         if not str(url):
             raise ConfigError("expected a folder or a URL for the shards, got nothing")
+        if (shown := redacted(str(url))) != str(url):
+            raise ConfigError(
+                f"{shown}: expected a URL without credentials; they go into the environment "
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, HF_TOKEN, ...)"
+            )
         scheme, separator, rest = str(url).partition("://")
         self.scheme = scheme if separator else "file"
         if self.scheme not in SCHEMES or "::" in str(url):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from llm_mde import __version__
+from llm_mde.credentials import redacted
 from llm_mde.launcher import cores
 from llm_mde.studies.process import gpu_ids
 
@@ -19,7 +20,7 @@ def told(*, base: Path | None, tiny: bool, sets: Sequence[str], ds_config: Path)
     named = str(base or "the recipe's")
     return {
         "base": f"{named}, as a tiny model" if tiny or base is None else named,
-        "settings": " ".join(sets) or "none beside the recipe's",
+        "settings": redacted(" ".join(sets)) or "none beside the recipe's",
         "ds_config": str(ds_config),
         "device": device,
         "version": _version(),

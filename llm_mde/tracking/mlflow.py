@@ -6,30 +6,21 @@ A store that fails never stops training: what could not be sent waits and is sen
 import hashlib
 import json
 import logging
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import mlflow.telemetry
-from alembic.util import CommandError
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
-from mlflow.environment_variables import (
-    MLFLOW_DISABLE_TELEMETRY,
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
-    MLFLOW_HTTP_REQUEST_TIMEOUT,
-    MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
-)
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
-from sqlalchemy.exc import SQLAlchemyError
 
-from llm_mde.config import TrackingConfig, tracking_uri
+from llm_mde.config import TrackingConfig
+from llm_mde.credentials import redacted
+from llm_mde.tracking.address import address
+from llm_mde.tracking.connection import FAILURES, in_words, open_experiment
 from llm_mde.tracking.recorded import FIGURES, Recorded
 from llm_mde.tracking.tracker import Status, Tracker
 
@@ -39,15 +30,8 @@ RUN_ID_FILE = "mlflow_run_id"  # and `mlflow_run_id-<hash of a store>` where a r
 MAX_PARAMS = 100  # MLflow's limit of one log_batch
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
 RETRY_S = 60.0  # pause after a failure, so that a dead server costs one attempt a minute
-HTTP_RETRIES, HTTP_TIMEOUT_S = (
-    1,
-    10,
-)  # MLflow's own 7 and 120 s would hold the other ranks for minutes
-LOCK_S = 120.0  # creating a sqlite store takes seconds
 WAITING = 20_000  # calls kept while the store is away; the oldest go first
 
-# requests' errors are OSErrors, and so is filelock's time-out.
-FAILURES = (MlflowException, OSError, SQLAlchemyError, CommandError)
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
 
 
@@ -55,16 +39,21 @@ class MlflowTracker(Tracker):
     """One MLflow run; the id lies in the run folder, so that a resumed run goes on in it."""
 
     def __init__(self, config: TrackingConfig, *, run_dir: Path, resume: bool = False) -> None:
-        """Start a run named after the folder, or go on with the one it belongs to."""
-        _quiet()
+        """Start a run named after the folder, or go on with the one it belongs to.
+
+        Raises:
+            ConfigError: the configuration names no store that can be, see `address`.
+        """
         self._config = config
+        self._uri = address(config)
         self._run_dir = run_dir
         self._resume = resume
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
         self._waiting: deque[Callable[[MlflowClient, str], None]] = deque(maxlen=WAITING)
         self._retry_at = 0.0
-        self._failed = False
+        self.problem: str | None = None
+        """Why the store does not answer, as it was last asked."""
         self._recorded: Recorded | None = None
         self._drain()
 
@@ -146,17 +135,17 @@ class MlflowTracker(Tracker):
                 self._waiting.popleft()
         except FAILURES as error:
             self._retry_at = time.monotonic() + RETRY_S
-            if not self._failed:
-                logger.warning("mlflow: %s; the run goes on, metrics.jsonl is complete", error)
-            self._failed = True
+            known, self.problem = self.problem, in_words(error)
+            if known is None:
+                logger.warning(
+                    "mlflow: %s; the run goes on, metrics.jsonl is complete", self.problem
+                )
         else:
-            self._failed = False
+            self.problem = None
 
     def _start(self) -> tuple[MlflowClient, str]:
-        uri = tracking_uri(self._config)
-        with _alone(uri):
-            client = MlflowClient(tracking_uri=uri)
-            experiment = _experiment(client, self._config.experiment, uri)
+        client, experiment = open_experiment(self._config, self._uri)
+        uri = redacted(self._uri)
         file = self._id_file(uri)
         known = file.read_text().split()[0] if self._resume and file.is_file() else None
         if known and _reopened(client, known):
@@ -181,37 +170,6 @@ class MlflowTracker(Tracker):
         return first.with_name(f"{RUN_ID_FILE}-{digest}")
 
 
-def problem(uri: str) -> str | None:
-    """Why a store can't be used, or None; a sqlite file that is not there yet is not made."""
-    _quiet()
-    database = _sqlite_file(uri)
-    if database and not database.exists():
-        folder = next(one for one in database.parents if one.exists())
-        return None if os.access(folder, os.W_OK) else f"{folder} can't be written"
-    try:
-        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    except FAILURES as error:
-        return str(error).splitlines()[0]
-    return None
-
-
-def _quiet() -> None:
-    """No usage reports, no lines about tables and links, no minutes of waiting for a dead server.
-
-    A variable of MLflow that the user has set stays as it is.
-    """
-    for variable, value in (
-        (MLFLOW_DISABLE_TELEMETRY, True),
-        (MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT, True),
-        (MLFLOW_HTTP_REQUEST_MAX_RETRIES, HTTP_RETRIES),
-        (MLFLOW_HTTP_REQUEST_TIMEOUT, HTTP_TIMEOUT_S),
-    ):
-        if not variable.is_set():
-            variable.set(value)
-    mlflow.telemetry.set_telemetry_client()  # importing mlflow has started one
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-
-
 def _unless_refused(
     call: Callable[[MlflowClient, str], None], client: MlflowClient, run_id: str
 ) -> None:
@@ -223,47 +181,15 @@ def _unless_refused(
     except MlflowException as error:
         if error.error_code not in REFUSALS:
             raise
-        logger.warning("mlflow: left out, the store refuses it: %s", error)
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix)).absolute() if uri.startswith(prefix) else None
-
-
-@contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Keep other processes from making the tables of one new sqlite store at the same time."""
-    database = _sqlite_file(uri)
-    if database is None:
-        yield
-        return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{database}.lock", timeout=LOCK_S):
-        yield
-
-
-def _experiment(client: MlflowClient, name: str, uri: str) -> str:
-    """Id of the experiment, made if need be; beside a sqlite file lie its artifacts."""
-    database = _sqlite_file(uri)
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        folder = (database.parent / "mlartifacts" / name).as_uri() if database else None
-        try:
-            return client.create_experiment(name, artifact_location=folder)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(name)
-    return found.experiment_id
+        logger.warning("mlflow: left out, the store refuses it: %s", in_words(error))
 
 
 def _reopened(client: MlflowClient, run_id: str) -> bool:
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise  # the latter says that it was deleted
         logger.warning("mlflow: run %s is not in this store; starting a new one", run_id)
         return False
     return True

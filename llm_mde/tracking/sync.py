@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_mde.config import tracking_uri
+from llm_mde.config import TrackingConfig, tracking_uri
 from llm_mde.errors import ConfigError
 from llm_mde.recipes import flat, load
 from llm_mde.tracking.mlflow import MlflowTracker
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics, read_status
 
 CLOCKS = ("step", "time")
-SILENT = "the store does not answer; the record stays in the run folder, sync again later"
+LATER = "the record stays in the run folder, sync again later"
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,20 @@ def sync(run_dir: Path, *, uri: str | None = None) -> Synced:
         uri: the store; None: that of the run's configuration.
 
     Raises:
-        ConfigError: the folder holds no run, or the store does not answer.
+        ConfigError: the folder holds no run; the store does not answer, or refuses.
     """
     settings = run_dir / "config.yaml"
     rows = read_metrics(run_dir / METRICS_FILE)
     if not settings.is_file() or not rows:
         raise ConfigError(f"{run_dir}: no config.yaml and metrics.jsonl, expected a run folder")
     config = load(settings)
-    tracking = config.tracking.model_copy(update={"uri": uri} if uri else {})
+    tracking = config.tracking
+    if uri:
+        tracking = TrackingConfig.model_validate(tracking.model_dump() | {"uri": uri})
+    shown = tracking_uri(tracking)
     tracker = MlflowTracker(tracking, run_dir=run_dir, resume=True)
     if tracker.run_id is None:
-        raise ConfigError(f"{tracking_uri(tracking)}: {SILENT}")
+        raise ConfigError(f"{shown}: {tracker.problem}; {LATER}")
     ds = json.loads((run_dir / "ds.json").read_text(encoding="utf-8"))
     tracker.params(flat(config) | {"ds_config": json.dumps(ds)})
     values = 0
@@ -73,8 +76,6 @@ def sync(run_dir: Path, *, uri: str | None = None) -> Synced:
     tracker.close(read_status(run_dir))
     if tracker.unsent:
         raise ConfigError(
-            f"{tracking_uri(tracking)}: {tracker.unsent} records were not sent; {SILENT}"
+            f"{shown}: {tracker.unsent} records were not sent ({tracker.problem}); {LATER}"
         )
-    return Synced(
-        str(run_dir), tracking_uri(tracking), tracker.run_id, values=values, known=tracker.known
-    )
+    return Synced(str(run_dir), shown, tracker.run_id, values=values, known=tracker.known)

@@ -17,7 +17,9 @@ from packaging.requirements import Requirement
 
 from llm_mde import dist
 from llm_mde.config import Config, tracking_uri
+from llm_mde.errors import ConfigError
 from llm_mde.launcher import cores
+from llm_mde.tracking.address import address
 
 State = Literal["ok", "note", "fail"]
 TIMEOUT_S = 60.0  # of the all-reduce
@@ -134,10 +136,14 @@ def _disk() -> Finding:
 
 def _store() -> Finding:
     """Whether MLflow answers, without making a store that is not there."""
-    from llm_mde.tracking.mlflow import problem  # seconds to import
+    from llm_mde.tracking.connection import problem  # seconds to import
 
-    uri = tracking_uri(Config().tracking)
-    why = problem(uri)
+    tracking = Config().tracking
+    uri = tracking_uri(tracking)
+    try:
+        why = problem(address(tracking))
+    except ConfigError as error:
+        return Finding("tracking", "fail", str(error))
     if why:
         return Finding("tracking", "fail", f"{uri}: {why}; training goes on without it")
     return Finding("tracking", "ok", uri)

@@ -12,7 +12,7 @@ ROOT = Path(llm_mde.__file__).parent
 ROOMS = (
     (
         "",
-        "errors fields config recipes launcher locks pulse dist progress "
+        "errors credentials fields config recipes launcher locks pulse dist progress "
         "figures axis charts coloured",
     ),
     ("nyu.", "frame raw compiled kinect dissection fill scenes labeled pattern aligned dumps"),
@@ -174,4 +174,5 @@ def test_environment_is_read_in_its_places():
     # For the processes they start.
     writers = {"studies.trials", "studies.process", "data.loaders", "tracking.ui"}
     users = {name for name, path in MODULES.items() if "os.environ" in path.read_text("utf-8")}
-    assert users <= {"config", "launcher", "dist"} | writers
+    # of `credentials`: what may not be in a configuration, and is for MLflow and children
+    assert users <= {"credentials", "config", "launcher", "dist"} | writers

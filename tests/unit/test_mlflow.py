@@ -1,6 +1,9 @@
 import logging
 import multiprocessing
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow.telemetry
@@ -11,9 +14,13 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from llm_mde.config import Config, TrackingConfig
+from llm_mde.errors import ConfigError
 from llm_mde.recipes import flat
 from llm_mde.tracking import mlflow as mlflow_module
+from llm_mde.tracking.connection import problem
 from llm_mde.tracking.mlflow import RUN_ID_FILE, MlflowTracker
+from llm_mde.tracking.sync import sync
+from llm_mde.tracking.tracker import RunFolderTracker
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +171,9 @@ def test_resume_in_another_store_starts_a_new_run(
     assert "is not in this store; starting a new one" in caplog.text
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////proc/nowhere/mlflow.db", "file:./mlruns", "nonsense:"])
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////proc/nowhere/mlflow.db", "nosuchdriver://host/db", "nonsense:"]
+)
 def test_broken_store_warns_once_and_never_raises(
     uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, no_pause: None
 ) -> None:
@@ -178,6 +187,98 @@ def test_broken_store_warns_once_and_never_raises(
     assert len(warnings) == 2
     assert "the run goes on, metrics.jsonl is complete" in warnings[0]
     assert warnings[1] == "mlflow: 5 records were not sent"
+
+
+def test_a_store_that_cannot_be_one_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mlflow migrate-filestore --source ./mlruns"):
+        MlflowTracker(TrackingConfig(uri="file:./mlruns"), run_dir=tmp_path)
+
+
+def test_a_deleted_experiment_is_named_with_the_command_that_brings_it_back(
+    store: TrackingConfig,
+    client: MlflowClient,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    no_pause: None,
+) -> None:
+    config = store.model_copy(update={"experiment": "gone"})
+    MlflowTracker(config, run_dir=tmp_path / "first").close()
+    gone = client.get_experiment_by_name("gone").experiment_id
+    client.delete_experiment(gone)
+
+    tracker = MlflowTracker(config, run_dir=tmp_path / "second")
+    tracker.log({"train/loss": 1.0}, 1)
+    assert tracker.run_id is None and tracker.unsent == 1
+    assert len(caplog.records) == 1
+    assert f"{store.uri} mlflow experiments restore --experiment-id {gone}" in caplog.text
+    client.restore_experiment(gone)
+    tracker.close()
+    assert client.get_run(str(tracker.run_id)).data.metrics == {"train/loss": 1.0}
+
+
+def test_a_resumed_run_that_was_deleted_is_a_new_one(
+    store: TrackingConfig, client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = MlflowTracker(store, run_dir=tmp_path)
+    client.delete_run(str(first.run_id))
+    second = MlflowTracker(store, run_dir=tmp_path, resume=True)
+    assert second.run_id not in (None, first.run_id)
+    assert "starting a new one" in caplog.text
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    """Address of a server that lets nobody in, with a password."""
+
+    class Guard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_error(403 if "Authorization" in self.headers else 401)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Guard)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://user:hunter2@127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_that_refuses_says_so_once_and_no_password_is_told(
+    guarded: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    no_pause: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # put back at the end, whatever we set it to
+    tracker = MlflowTracker(TrackingConfig(uri=guarded), run_dir=tmp_path)
+    for step in range(3):
+        tracker.log({"train/loss": 1.0}, step)
+    tracker.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert "the store refuses (403): give it MLFLOW_TRACKING_USERNAME" in said[0]
+    assert said[1:] == ["mlflow: 4 records were not sent"]
+    assert problem(guarded) == tracker.problem
+    assert "hunter2" not in caplog.text + repr(tracker.problem)
+    with pytest.raises(
+        ConfigError, match=r"http://\*\*\*@127.*the store refuses \(403\)"
+    ) as caught:
+        sync(_recorded(tmp_path), uri=guarded)
+    assert "hunter2" not in str(caught.value)
+
+
+def _recorded(run_dir: Path) -> Path:
+    """A run folder that can be sent."""
+    record = RunFolderTracker(run_dir)
+    record.log({"train/loss": 1.0}, 1)
+    record.close()
+    (run_dir / "config.yaml").write_text("name: night\n")
+    (run_dir / "ds.json").write_text("{}")
+    return run_dir
 
 
 def test_what_was_logged_during_an_outage_is_sent_afterwards(
