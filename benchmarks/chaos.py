@@ -34,7 +34,14 @@ from llm_mde.training.checkpoint import ASIDE, MANIFEST
 
 RANKS = 2
 NAME = "chaos"
-CLOCKS = ("time", "train/img_per_s", "train/seconds", "train/memory_gb")
+CLOCKS = (
+    "time",
+    "train/img_per_s",
+    "train/data_wait",
+    "train/seconds",
+    "train/memory_gb",
+    "system/",
+)
 CONFIG: dict[str, Any] = {
     "name": NAME,
     "model": {
@@ -192,8 +199,10 @@ def _end(processes: list[psutil.Process], attempt: Attempt) -> None:
 def outcome(run: Path) -> dict[str, Any]:
     """What a run that has ended leaves, clocks left out."""
     last = run / "checkpoints" / (run / "checkpoints" / "last").read_text().strip()
-    read = read_metrics(run / METRICS_FILE)
-    rows = [{name: value for name, value in row.items() if name not in CLOCKS} for row in read]
+    rows = [
+        {name: value for name, value in row.items() if not name.startswith(CLOCKS)}
+        for row in read_metrics(run / METRICS_FILE)
+    ]
     adapter = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((run / "adapter").glob("*.safetensors"))

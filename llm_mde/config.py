@@ -210,7 +210,7 @@ class TrainConfig(Frozen):
     """Compile the network: minutes at the start, faster steps, the same but for rounding."""
     max_skips: int = Field(10, ge=1)
     """Steps in a row, left out since a gradient is not finite, after which the run stops."""
-    figures: int = Field(6, ge=0)
+    figures: int = Field(8, ge=0)
     """Fixed validation samples drawn at each evaluation."""
 
 

@@ -62,6 +62,13 @@ METRICS: dict[str, Metric] = {
     "silog": silog,
 }
 """Every metric by name, in the order of the tables."""
+IN_METRES = ("sq_rel", "rmse")
+"""Of those, the ones with a unit; the others are ratios, logarithms and shares."""
+
+
+def higher_is_better(metric: str) -> bool:
+    """Which way a metric is to go."""
+    return metric.startswith("delta")
 
 
 def score(pred: Tensor, gt: Tensor) -> dict[str, float]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_mde.scoring.metrics import METRICS
+from llm_mde.scoring.metrics import IN_METRES, METRICS, higher_is_better
 from llm_mde.scoring.protocols import PROTOCOLS
 from llm_mde.studies.grid import Cell, Grid, grid
 from llm_mde.studies.paper import PAPER_UNITS, Experiment, Outcome
@@ -21,7 +21,6 @@ SHOWN = {  # in the order of the paper's tables, with its names
     "delta2": "δ₂",
     "delta3": "δ₃",
 }
-IN_METRES = ("rmse", "sq_rel")
 UNITS = {  # of those two
     "metric": "metres",
     "aligned_median": "metres after alignment",
@@ -67,11 +66,7 @@ def score_grid(
 def heading(metric: str, titles: Mapping[str, str], *, metres: bool) -> str:
     """A metric over its column: name, unit, and which way is better."""
     unit = " [m]" if metres and metric in IN_METRES else ""
-    return f"{titles.get(metric, metric)}{unit} {'↑' if _higher_is_better(metric) else '↓'}"
-
-
-def _higher_is_better(metric: str) -> bool:
-    return metric.startswith("delta")
+    return f"{titles.get(metric, metric)}{unit} {'↑' if higher_is_better(metric) else '↓'}"
 
 
 def _best(block: Sequence[Line], protocol: str, metric: str) -> str | None:
@@ -84,7 +79,7 @@ def _best_of(means: Sequence[float], metric: str) -> str | None:
     means = [mean for mean in means if math.isfinite(mean)]
     if len(means) < 2:
         return None
-    return number(max(means) if _higher_is_better(metric) else min(means))
+    return number(max(means) if higher_is_better(metric) else min(means))
 
 
 def _score_row(line: Line, protocol: str, best: Mapping[str, str | None], seeds: int) -> list[Cell]:

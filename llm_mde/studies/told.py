@@ -1,12 +1,11 @@
 """What a report says of how its runs were made."""
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from llm_mde import __version__
+from llm_mde.clone import version
 from llm_mde.credentials import redacted
 from llm_mde.launcher import cores
 from llm_mde.studies.process import gpu_ids
@@ -23,21 +22,5 @@ def told(*, base: Path | None, tiny: bool, sets: Sequence[str], ds_config: Path)
         "settings": redacted(" ".join(sets)) or "none beside the recipe's",
         "ds_config": str(ds_config),
         "device": device,
-        "version": _version(),
+        "version": version(),
     }
-
-
-def _version() -> str:
-    """The version, and the commit where this package lies in a clone."""
-    # --always alone would find the commit of whatever clone an environment lies in.
-    package = Path(__file__).parents[1]
-    git = ["git", "-C", str(package)]
-    try:
-        subprocess.run(
-            [*git, "ls-files", "--error-unmatch", "cli.py"], capture_output=True, check=True
-        )
-        words = [*git, "describe", "--always", "--dirty", "--exclude=*"]
-        said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return __version__
-    return f"{__version__}, commit {said}"

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -58,6 +58,14 @@ class Background(Tracker):
     def artifacts(self, folder: Path, name: str) -> None:
         """Record a folder of files."""
         self._put(lambda tracker: tracker.artifacts(folder, name))
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Record what the run is."""
+        self._put(lambda tracker: tracker.tags(tags))
+
+    def files(self, paths: Sequence[Path]) -> None:
+        """Record single files."""
+        self._put(lambda tracker: tracker.files(paths))
 
     def close(self, status: Status = "finished") -> None:
         """Send what waits and end the run, in at most CLOSE_S seconds."""

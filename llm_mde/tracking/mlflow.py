@@ -8,17 +8,18 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from llm_mde.config import TrackingConfig
 from llm_mde.credentials import redacted
+from llm_mde.tracking.about import origin
 from llm_mde.tracking.address import address
 from llm_mde.tracking.connection import FAILURES, in_words, open_experiment
 from llm_mde.tracking.recorded import FIGURES, Recorded
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 RUN_ID_FILE = "mlflow_run_id"  # and `mlflow_run_id-<hash of a store>` where a run is in others, too
 MAX_PARAMS = 100  # MLflow's limit of one log_batch
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
+MAX_TAG = 8000  # of a tag
 RETRY_S = 60.0  # pause after a failure, so that a dead server costs one attempt a minute
 WAITING = 20_000  # calls kept while the store is away; the oldest go first
 
@@ -109,6 +111,20 @@ class MlflowTracker(Tracker):
         """Record a folder of files."""
         self._send(lambda client, run_id: client.log_artifacts(run_id, str(folder), name))
 
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Record what the run is; a run gone on with takes new values."""
+        own = [RunTag(key, value[:MAX_TAG]) for key, value in tags.items()]
+        self._send(lambda client, run_id: client.log_batch(run_id, tags=own))
+
+    def files(self, paths: Sequence[Path]) -> None:
+        """Record single files, under their names."""
+
+        def send(client: MlflowClient, run_id: str) -> None:
+            for path in paths:
+                client.log_artifact(run_id, str(path))
+
+        self._send(send)
+
     def close(self, status: Status = "finished") -> None:
         """Send what waits, once, and end the run."""
         self._waiting.append(
@@ -152,7 +168,7 @@ class MlflowTracker(Tracker):
             self._recorded = Recorded(known)
             return client, known
         parent = self._config.parent_run_id
-        tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None
+        tags = origin() | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
         run = client.create_run(experiment, run_name=self._run_dir.name, tags=tags)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(file.name + ".tmp")

@@ -8,6 +8,7 @@ from typing import Any
 from llm_mde.config import TrackingConfig, tracking_uri
 from llm_mde.errors import ConfigError
 from llm_mde.recipes import flat, load
+from llm_mde.tracking.about import describe
 from llm_mde.tracking.mlflow import MlflowTracker
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics, read_status
 
@@ -63,6 +64,7 @@ def sync(run_dir: Path, *, uri: str | None = None) -> Synced:
         raise ConfigError(f"{shown}: {tracker.problem}; {LATER}")
     ds = json.loads((run_dir / "ds.json").read_text(encoding="utf-8"))
     tracker.params(flat(config) | {"ds_config": json.dumps(ds)})
+    describe(tracker, run_dir)
     values = 0
     for row in rows:
         numbers = {name: value for name, value in row.items() if name not in CLOCKS}

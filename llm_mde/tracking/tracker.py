@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,6 +27,12 @@ class Tracker:
 
     def artifacts(self, folder: Path, name: str) -> None:
         """Record a folder of files under a name."""
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Record what a run is: names and words."""
+
+    def files(self, paths: Sequence[Path]) -> None:
+        """Record single files of the run folder, under their names."""
 
     def close(self, status: Status = "finished") -> None:
         """End the record; nothing may be recorded afterwards."""
@@ -97,6 +103,16 @@ class Trackers(Tracker):
         """Record in each."""
         for tracker in self._trackers:
             tracker.artifacts(folder, name)
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Record in each."""
+        for tracker in self._trackers:
+            tracker.tags(tags)
+
+    def files(self, paths: Sequence[Path]) -> None:
+        """Record in each."""
+        for tracker in self._trackers:
+            tracker.files(paths)
 
     def close(self, status: Status = "finished") -> None:
         """End each."""

@@ -18,6 +18,7 @@ from llm_mde.training.meter import Meter
 from llm_mde.training.record import written
 from llm_mde.training.run import Run, Standing
 from llm_mde.training.stopping import DONE, REQUEUE, Asked
+from llm_mde.training.system import System
 from llm_mde.training.validate import validate
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,9 @@ def fit(run: Run, standing: Standing, *, asked: Asked) -> int:
         return DONE
     meter = Meter(
         run.tracker,
-        device=run.engine.device,
+        system=System(run.config.run_dir, run.engine.device),
         steps=run.steps,
+        per_epoch=run.plan.batches,
         batch=run.plan.batch,
         spent=standing.seconds,
     )
@@ -91,7 +93,7 @@ def _global_batches(
     )
     lost: dict[str, str] = {}
     turn = standing.batches * (plan.batch // plan.micro_batch) + run.ranks.rank
-    for batch in noting(batches, lost):
+    for batch in noting(meter.waited(batches), lost):
         torch.manual_seed(_dropout_seed(config.seed, turn))
         turn += run.ranks.world
         image, depth, valid = (

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,18 +14,41 @@ from llm_mde.errors import ConfigError
 from llm_mde.launcher import peak_memory
 from llm_mde.progress import duration
 from llm_mde.tracking.tracker import Tracker
+from llm_mde.training.system import System
 
 logger = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+NUMBERS = {
+    "train/lr": ("", "", "largest learning rate of any part"),
+    "train/img_per_s": ("images/s", "higher", "over all ranks; evaluations and saves left out"),
+    "train/data_wait": (
+        "share",
+        "lower",
+        "of that time spent waiting for samples, mean over ranks; a GPU may be busy meanwhile",
+    ),
+    "train/memory_gb": ("GiB", "lower", "most that rank 0 held: allocated on a GPU, else resident"),
+    "train/seconds": ("s", "", "of training so far; evaluations and saves left out"),
+}
+"""What a report records beside loss and machine: name -> unit, which way is better, meaning."""
 
 
 class Meter:
     """Losses, rate and memory between two progress lines; waits for the device only to report."""
 
     def __init__(
-        self, tracker: Tracker, *, device: torch.device, steps: int, batch: int, spent: float = 0.0
+        self,
+        tracker: Tracker,
+        *,
+        system: System,
+        steps: int,
+        per_epoch: int,
+        batch: int,
+        spent: float = 0.0,
     ) -> None:
         """Begins to count; `spent` seconds of training lie behind a run that goes on."""
-        self.tracker, self.device, self.steps, self.batch = tracker, device, steps, batch
+        self.tracker, self.system = tracker, system
+        self.steps, self.per_epoch, self.batch = steps, per_epoch, batch
         self.before = spent
         self._restart()
 
@@ -34,9 +58,20 @@ class Meter:
         return self.before + self.seconds
 
     def _restart(self) -> None:
-        self.began, self.seconds = time.monotonic(), 0.0
+        self.began, self.seconds, self.waiting = time.monotonic(), 0.0, 0.0
         self.losses: list[Tensor] = []
         self.keys: list[list[str]] = []
+
+    def waited(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; counts the time that each is waited for."""
+        turns = iter(batches)
+        while True:
+            began = time.monotonic()
+            batch = next(turns, None)
+            self.waiting += time.monotonic() - began
+            if batch is None:
+                return
+            yield batch
 
     def add(self, loss: Tensor, keys: list[str]) -> None:
         """Count one micro-batch of this rank: its loss, still on the device, and its samples."""
@@ -87,16 +122,22 @@ class Meter:
         self.check(step)
         mine = torch.stack(self.losses).double().sum().cpu()
         samples = sum(map(len, self.keys))
-        sums = dist.all_reduce_sum(torch.stack([mine, torch.tensor(len(self.losses)).double()]))
+        passed = self.seconds + time.monotonic() - self.began
+        wait = self.waiting / max(passed, 1e-9)
+        rest = torch.tensor([len(self.losses), wait], dtype=torch.float64)
+        sums = dist.all_reduce_sum(torch.stack([mine, *rest]))
         loss = (sums[0] / sums[1]).item()
         self.seconds += time.monotonic() - self.began
         rate = samples * dist.world() / self.seconds
         numbers = {
+            "epoch": step / self.per_epoch,
             "train/loss": loss,
             "train/lr": lr,
             "train/img_per_s": rate,
-            "train/memory_gb": _peak(self.device) / 2**30,
+            "train/data_wait": (sums[2] / dist.world()).item(),
+            "train/memory_gb": _peak(self.system.device) / 2**30,
             "train/seconds": self.spent,
+            **self.system.read(),
         }
         extra = ""
         if skipped:

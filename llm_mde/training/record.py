@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from llm_mde import dist
 from llm_mde.config import Config
 from llm_mde.errors import DataError
 from llm_mde.recipes import flat
+from llm_mde.tracking.about import describe
 from llm_mde.tracking.tracker import RunFolderTracker, Status, Tracker, Trackers
 
 T = TypeVar("T")
@@ -58,6 +59,11 @@ class Record(Tracker):
         """Around the tracker of this rank: one that drops everything, but on rank 0."""
         self._tracker, self._folder = tracker, folder
 
+    @property
+    def local(self) -> Tracker:
+        """The tracker of this rank alone, inside a collective of its own."""
+        return self._tracker
+
     def params(self, params: Mapping[str, object]) -> None:
         """Record the configuration: dotted path -> value."""
         written(self._folder, lambda: self._tracker.params(params))
@@ -74,6 +80,14 @@ class Record(Tracker):
         """Record a folder of files under a name."""
         written(self._folder, lambda: self._tracker.artifacts(folder, name))
 
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Record what the run is."""
+        written(self._folder, lambda: self._tracker.tags(tags))
+
+    def files(self, paths: Sequence[Path]) -> None:
+        """Record single files of the run folder."""
+        written(self._folder, lambda: self._tracker.files(paths))
+
     def close(self, status: Status = "finished") -> None:
         """End the record, on this rank: the others may have ended otherwise."""
         self._tracker.close(status)
@@ -81,6 +95,8 @@ class Record(Tracker):
 
 def open_record(config: Config, ds: dict[str, Any], *, resume_step: int | None) -> Record:
     """Start a run's record, or go on with it after a step; collective.
+
+    Whatever of `tracking.about` lies in the run's folder goes into it.
 
     Raises:
         DataError: the disk is full.
@@ -100,5 +116,6 @@ def open_record(config: Config, ds: dict[str, Any], *, resume_step: int | None) 
         written(config.run_dir, start)
         record = Record(Trackers(*trackers), config.run_dir)
         record.params(flat(config) | {"ds_config": json.dumps(ds)})
+        written(config.run_dir, lambda: describe(record.local, config.run_dir))
         failing.pop_all()
     return record

@@ -22,9 +22,10 @@ from llm_mde.training import checkpoint, state
 from llm_mde.training.ds import read_ds
 from llm_mde.training.engine import Engine, micro_batch, resolve_ds, start
 from llm_mde.training.folder import alone, check_same, claim, identities, settings_of
+from llm_mde.training.identity import identity, write_about
 from llm_mde.training.loop import fit
 from llm_mde.training.preflight import Need, check
-from llm_mde.training.record import open_record
+from llm_mde.training.record import open_record, written
 from llm_mde.training.run import Export, Run, Standing
 from llm_mde.training.statistics import StepStatistics
 from llm_mde.training.stopping import DONE, LOST, Asked, stop_requests
@@ -213,6 +214,7 @@ def prepare(
     if not found:
         logger.info("%s", preflight(made, ranks).line())
     claim(config, made.ds, resume=resume, changes=changes)
+    introduce(made, ranks)
     engine = start(made.model, config, ds=made.ds)
     statistics = StepStatistics(engine.module, decay=config.optim.ema)
     state.make_moments(engine, mean=config.optim.ema is not None)
@@ -239,6 +241,17 @@ def prepare(
     _announce(run, standing)
     _say_plan(made, ranks)
     return run, standing
+
+
+def introduce(made: Draft, ranks: dist.Ranks) -> None:
+    """Leave in the run's folder what it is and what it runs on; collective."""
+    folder, settings = made.config.run_dir, settings_of(made.config, made.ds)
+
+    def write() -> None:
+        tags = identity(settings, made.model, train=made.train_index, val=made.val_index)
+        write_about(folder, tags, ranks=ranks)
+
+    written(folder, write)
 
 
 def _standing(config: Config, before: dict[str, Any] | None, *, world: int) -> Standing:

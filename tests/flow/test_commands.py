@@ -113,6 +113,7 @@ def deepspeed_run(place: Path) -> Path:
 def test_a_run_leaves_the_documented_folder(python_run: Path) -> None:
     names = {path.name for path in python_run.iterdir()}
     files = {"config.yaml", "ds.json", "metrics.jsonl", "status"}
+    files |= {"tags.json", "legend.md", "environment.json"}
     assert files | {"checkpoints", "adapter", "figures"} == names
     assert {path.name for path in (python_run / "adapter").iterdir()} == {
         "README.md",

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from unittest.mock import patch
 
 import pytest
@@ -18,6 +19,7 @@ from llm_mde.tracking import background
 from llm_mde.tracking.sync import sync
 from llm_mde.tracking.tracker import RunFolderTracker
 from llm_mde.training import validate
+from llm_mde.training.legend import row_of
 from llm_mde.training.stopping import DONE
 from tests.support.ranks import run_ranks
 from tests.support.training import begin, ds_json, make_shards, tiny_config, watched_run
@@ -71,7 +73,7 @@ def ran(tmp_path_factory):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     stores = {
-        "down": "http://127.0.0.1:9",
+        "down": "http://user:hunter2@127.0.0.1:9",
         "silent": f"http://127.0.0.1:{server.server_port}",
         "locked": locked,
     }
@@ -100,6 +102,38 @@ def test_a_run_goes_on_without_its_store_which_gets_all_of_it_later(ran, name, t
     assert sorted((point.step, point.value) for point in points) == losses
 
 
+def test_every_number_of_a_run_is_in_its_legend(ran):
+    folder, _ = ran
+    rows = [json.loads(line) for line in (folder / "down" / "metrics.jsonl").open()]
+    names = {name for row in rows for name in row} - {"step", "time"}
+    page = (folder / "down" / "legend.md").read_text()
+    explained = {name: row_of(name) for name in names}
+    assert [name for name, row in explained.items() if row is None] == []
+    assert all(f"| `{row}` |" in page for row in explained.values())
+    rare = {"train/skipped_steps", "train/lost_samples"}
+    listed = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    single = {row for row in listed if "/" in row and not row.endswith("/") and "gpu_N" not in row}
+    assert single == {row for row in explained.values() if "/" in row} | rare
+    assert all("epoch" in row for row in rows if "train/loss" in row or "val/abs_rel" in row)
+
+
+def test_a_run_says_what_it_is(ran, tmp_path):
+    folder, _ = ran
+    uri = f"sqlite:///{tmp_path}/store.db"
+    run = MlflowClient(tracking_uri=uri).get_run(sync(folder / "down", uri=uri).run_id)
+    tags = {
+        name: json.loads((folder / name / "tags.json").read_text()) for name in ("down", "silent")
+    }
+    assert tags["down"] == tags["silent"]  # other names and stores alone
+    assert run.data.tags.items() >= tags["down"].items()
+    assert run.data.tags["mlflow.note.content"] == (folder / "down" / "legend.md").read_text()
+    assert tags["down"]["devices"].startswith("2 x cpu")
+    root = {one.path for one in MlflowClient(tracking_uri=uri).list_artifacts(run.info.run_id)}
+    assert root >= {"config.yaml", "ds.json", "environment.json", "legend.md", "figures"}
+    environment = json.loads((folder / "down" / "environment.json").read_text())
+    assert environment["packages"]["torch"] == version("torch")
+
+
 @pytest.mark.parametrize("place", ["sample_sheet", "log"])
 def test_a_full_disk_ends_every_rank_and_one_says_it(ran, place):
     _, seen = ran
@@ -107,6 +141,13 @@ def test_a_full_disk_ends_every_rank_and_one_says_it(ran, place):
         said, elsewhere = seen[rank][place]
         assert "No space left on device; make room, then the same command goes on" in said
         assert elsewhere is (rank == 1)
+
+
+def test_a_password_of_the_store_is_nowhere_in_the_runs_folder(ran):
+    folder, _ = ran
+    files = [path for path in (folder / "down").rglob("*") if path.is_file()]
+    assert "http://***@127.0.0.1:9" in (folder / "down" / "config.yaml").read_text()
+    assert [path for path in files if b"hunter2" in path.read_bytes()] == []
 
 
 def test_a_full_disk_leaves_no_half_status(tmp_path):

@@ -19,8 +19,11 @@ from llm_mde.training.ds import read_ds
 from llm_mde.training.engine import cosine, micro_batch, parameter_groups, resolve_ds
 from llm_mde.training.loop import Standing
 from llm_mde.training.meter import Meter
+from llm_mde.training.system import System
 from llm_mde.training.train import prepare
 from tests.support.training import LORA, make_shards, no_export, tiny_config
+
+SYSTEM = System(Path(), torch.device("cpu"))
 
 
 def config(**train):
@@ -271,7 +274,7 @@ class Log(Tracker):
 
 def test_the_meter_reports_the_mean_loss_since_the_last_report():
     log = Log()
-    meter = Meter(log, device=torch.device("cpu"), steps=10, batch=4)
+    meter = Meter(log, system=SYSTEM, steps=10, per_epoch=4, batch=4)
     for loss in (1.0, 2.0, 6.0):
         meter.add(torch.tensor(loss, requires_grad=True), ["a", "b"])
     with meter.paused():
@@ -282,6 +285,7 @@ def test_the_meter_reports_the_mean_loss_since_the_last_report():
     (step, first), (_, second) = log.rows
     assert (step, first["train/loss"], first["train/lr"]) == (3, 3.0, 0.5)
     assert first["train/img_per_s"] > 0
+    assert (first["epoch"], second["epoch"]) == (0.75, 1.0)
     assert (second["train/loss"], second["train/skipped_steps"]) == (8.0, 2.0)
     assert "train/skipped_steps" not in first
 
@@ -290,7 +294,7 @@ def test_seconds_go_on_where_the_run_left_off_and_leave_evaluations_out(monkeypa
     clock = [100.0]
     monkeypatch.setattr("llm_mde.training.meter.time.monotonic", lambda: clock[0])
     log = Log()
-    meter = Meter(log, device=torch.device("cpu"), steps=10, batch=4, spent=50.0)
+    meter = Meter(log, system=SYSTEM, steps=10, per_epoch=4, batch=4, spent=50.0)
 
     def train_for(seconds):
         meter.add(torch.tensor(1.0), ["a", "b"])
@@ -310,6 +314,28 @@ def test_seconds_go_on_where_the_run_left_off_and_leave_evaluations_out(monkeypa
     assert log.rows[1][1]["train/img_per_s"] == 4 / 5.0
 
 
+def test_data_wait_is_the_share_of_training_spent_waiting_for_samples(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("llm_mde.training.meter.time.monotonic", lambda: clock[0])
+    log = Log()
+    meter = Meter(log, system=SYSTEM, steps=10, per_epoch=4, batch=4)
+
+    def loader():
+        for wait in (3.0, 1.0, 2.0):
+            clock[0] += wait
+            yield {}
+
+    for step, _ in enumerate(meter.waited(loader()), 1):
+        meter.add(torch.tensor(1.0), ["a"])
+        clock[0] += 4.0  # the step
+        if step == 2:
+            meter.report(step, lr=0.5, skipped=0)
+        with meter.paused():
+            clock[0] += 100.0
+    meter.report(3, lr=0.5, skipped=0)
+    assert [row["train/data_wait"] for _, row in log.rows] == [4 / 12, 2 / 6]
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_memory_is_this_processs_peak_in_bytes():
     ballast = torch.ones(2**28, dtype=torch.uint8)
@@ -322,7 +348,7 @@ def test_memory_is_this_processs_peak_in_bytes():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_the_meter_names_the_samples_of_a_loss_that_is_not_finite(bad):
     log = Log()
-    meter = Meter(log, device=torch.device("cpu"), steps=10, batch=2)
+    meter = Meter(log, system=SYSTEM, steps=10, per_epoch=4, batch=2)
     meter.check(0)
     meter.add(torch.tensor(1.0), ["fine"])
     meter.check(1)

@@ -12,7 +12,7 @@ ROOT = Path(llm_mde.__file__).parent
 ROOMS = (
     (
         "",
-        "errors credentials fields config recipes launcher locks pulse dist progress "
+        "errors credentials fields config recipes launcher clone locks pulse dist progress "
         "figures axis charts coloured",
     ),
     ("nyu.", "frame raw compiled kinect dissection fill scenes labeled pattern aligned dumps"),
@@ -26,11 +26,14 @@ ROOMS = (
     ),
     ("model.", "vit vocabulary language prompt prototypes reprogram lora head depth_model"),
     ("scoring.", "losses metrics protocols baselines evaluate bootstrap"),
-    ("tracking.", "tracker recorded mlflow background sync ui"),
+    (
+        "tracking.",
+        "tracker about address recorded connection mlflow background sync registry ui",
+    ),
     (
         "training.",
-        "stopping ds statistics engine state checkpoint meter run record validate loop folder "
-        "preflight doctor train",
+        "stopping ds statistics engine state checkpoint system meter legend run record validate "
+        "loop folder identity preflight doctor train",
     ),
     ("inference.", "card adapter image predict score pretrained export"),
     (

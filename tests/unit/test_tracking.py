@@ -1,12 +1,15 @@
 import errno
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from llm_mde.clone import commit
 from llm_mde.errors import DataError
 from llm_mde.recipes import build
+from llm_mde.tracking.about import describe, origin
 from llm_mde.tracking.tracker import RunFolderTracker, Tracker, Trackers, read_metrics, read_status
 from llm_mde.training.record import open_record
 
@@ -87,6 +90,12 @@ def test_several_trackers_all_hear_everything() -> None:
         def artifacts(self, folder: Path, name: str) -> None:
             heard.append(("artifacts", folder, name))
 
+        def tags(self, tags: object) -> None:
+            heard.append(("tags", tags))
+
+        def files(self, paths: object) -> None:
+            heard.append(("files", paths))
+
         def close(self, status: str = "finished") -> None:
             heard.append(("close", status))
 
@@ -95,6 +104,8 @@ def test_several_trackers_all_hear_everything() -> None:
         ("log", {"val/loss": 1.0}, 3),
         ("figure", Path("a.png"), "val", 3),
         ("artifacts", Path("adapter"), "adapter"),
+        ("tags", {"host": "a"}),
+        ("files", [Path("a.txt")]),
         ("close", "killed"),
     ]
     for tracker in (Trackers(Listener(), Listener()), Tracker()):
@@ -112,3 +123,48 @@ def test_a_record_that_can_not_be_opened_is_closed(tmp_path: Path, monkeypatch) 
     with pytest.raises(DataError, match="No space left on device; make room"):
         open_record(config, {}, resume_step=None)
     assert read_status(tmp_path / "run") == "failed"
+
+
+def test_what_a_run_is_gets_to_its_tracker_as_far_as_the_folder_has_it(tmp_path: Path) -> None:
+    seen: dict[str, object] = {}
+
+    class Listener(Tracker):
+        def tags(self, tags: object) -> None:
+            seen["tags"] = tags
+
+        def files(self, paths: list[Path]) -> None:
+            seen["files"] = [path.name for path in paths]
+
+    describe(Listener(), tmp_path)  # a run of before
+    assert seen == {"tags": {}, "files": []}
+    (tmp_path / "config.yaml").write_text("name: night\n")
+    (tmp_path / "tags.json").write_text('{"config.sha256": "ab"}')
+    (tmp_path / "legend.md").write_text("# Metrics\n")
+    describe(Listener(), tmp_path)
+    assert seen["tags"] == {"config.sha256": "ab", "mlflow.note.content": "# Metrics\n"}
+    assert seen["files"] == ["config.yaml", "legend.md"]
+
+
+def test_a_commit_is_said_in_full_and_only_where_the_package_lies_in_a_clone(
+    tmp_path: Path, monkeypatch
+) -> None:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr("llm_mde.clone.PACKAGE", tmp_path)
+    assert commit() is None  # no clone
+    git("init", "-q")
+    (tmp_path / "cli.py").write_text("")
+    (tmp_path / "other.py").write_text("")
+    git("add", "other.py")
+    git("commit", "-qm", "first")
+    assert commit() is None  # installed into an environment that lies in somebody's clone
+    git("add", "cli.py")
+    git("commit", "-qm", "second")
+    found = commit()
+    assert found is not None and not found.dirty
+    assert found.sha == git("rev-parse", "HEAD") and found.sha.startswith(found.short)
+    assert origin()["mlflow.source.git.commit"] == found.sha
+    (tmp_path / "cli.py").write_text("changed\n")
+    assert origin()["git.dirty"] == "true"
