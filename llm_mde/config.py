@@ -6,9 +6,9 @@ Files and `a.b=c` words become a tree in `llm_mde.recipes`.
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from llm_mde.credentials import URI, redacted, set_aside
 from llm_mde.fields import AbsolutePath, Beta, Count, FolderOrUrl, Frozen, Zoom
@@ -270,6 +270,11 @@ class Config(Frozen):
     def run_dir(self) -> Path:
         """Folder of this run."""
         return self.runs / self.name
+
+
+def cache_folder() -> Path:
+    """Where this user keeps what can be fetched again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llm-mde"
 
 
 def tracking_uri(config: TrackingConfig) -> str:

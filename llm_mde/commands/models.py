@@ -111,7 +111,11 @@ def doctor(
 
 def evaluate(
     source: Annotated[
-        Path, typer.Argument(help="A run folder or an adapter folder.", metavar="RUN_OR_ADAPTER")
+        Path,
+        typer.Argument(
+            help="A run folder, an adapter folder, or models:/NAME/VERSION.",
+            metavar="RUN_OR_ADAPTER",
+        ),
     ],
     shards: Annotated[str, typer.Option(help="Folder or URL written by pack.")],
     split: Annotated[str, typer.Option(help="Named key list of the shards.")] = "test",
@@ -144,7 +148,7 @@ def evaluate(
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE")],
-    adapter: Annotated[Path, typer.Option(help="Adapter folder or run folder.")],
+    adapter: Annotated[Path, typer.Option(help="Adapter or run folder, or models:/NAME/VERSION.")],
     out: Annotated[Path, typer.Option(help="Folder for the depth maps.")],
     as_json: Json = False,
 ) -> None:
@@ -168,7 +172,11 @@ def export(
         typer.Argument(help="merge: folder with everything; onnx, pt2: one file.", metavar="KIND"),
     ],
     source: Annotated[
-        Path, typer.Argument(help="A run folder or an adapter folder.", metavar="RUN_OR_ADAPTER")
+        Path,
+        typer.Argument(
+            help="A run folder, an adapter folder, or models:/NAME/VERSION.",
+            metavar="RUN_OR_ADAPTER",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="File, or folder for merge; must not exist.")],
     as_json: Json = False,

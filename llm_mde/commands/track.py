@@ -12,12 +12,13 @@ EXPERIMENT = "llm-mde"  # as tracking.experiment has it
 app = typer.Typer(help="Runs in MLflow.", no_args_is_help=True)
 
 
+Uri = Annotated[str | None, typer.Option(help="MLflow store.", show_default="each run's own")]
+
+
 @app.command(epilog="Example: llm-mde track sync runs/nyu")
 def sync(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN")],
-    uri: Annotated[
-        str | None, typer.Option(help="MLflow store.", show_default="each run's own")
-    ] = None,
+    uri: Uri = None,
     as_json: Json = False,
 ) -> None:
     """Send what the store does not have of runs.
@@ -64,3 +65,22 @@ def ui(
         port=port,
         announce=lambda page: say(page.payload(), page.lines(), as_json=as_json),
     )
+
+
+@app.command(epilog="Example: llm-mde track register runs/nyu --name depth")
+def register(
+    run: Annotated[str, typer.Argument(help="A run folder, or a run's id in MLflow.")],
+    name: Annotated[str, typer.Option(help="The registered model.")] = "llm-mde",
+    uri: Uri = None,
+    as_json: Json = False,
+) -> None:
+    """Make a version of a registered model from a run's adapter.
+
+    predict, eval, export and DepthModel.from_pretrained take it as models:/NAME/VERSION,
+    models:/NAME/latest or models:/NAME@ALIAS, from the store in MLFLOW_TRACKING_URI.
+    """
+    from llm_mde.inference.card import CARD
+    from llm_mde.tracking.registry import register as run_register
+
+    made = run_register(run, name=name, uri=uri, card=CARD)
+    say(made.payload(), made.lines(), as_json=as_json)

@@ -37,6 +37,7 @@ from llm_mde.model.vit import Identity, weights_hash
 BACKBONES = {"vit": "vit", "llm": "language"}  # folder and setting -> the model's attribute
 LORA, REST = "adapter_model.safetensors", "head.safetensors"
 FILES = (CARD, README, LORA, REST, "adapter_config.json", *(f"{name}/*" for name in BACKBONES))
+MODELS = "models:/"  # of MLflow's registry: models:/NAME/3, models:/NAME@ALIAS
 OWN_PARTS = ("reprogram.", "head.")
 PROTOTYPES = "prototypes"
 
@@ -137,11 +138,15 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def find(source: Path) -> Path:
-    """The adapter folder named by itself or by its run folder.
+    """The adapter folder named by itself, by its run folder, or in MLflow's model registry.
 
     Raises:
-        CheckpointError: neither is one.
+        CheckpointError: neither is one, or it cannot be fetched.
     """
+    if str(source).startswith(MODELS):
+        from llm_mde.tracking.registry import download  # seconds to import
+
+        source = download(str(source))
     for folder in (source, source / "adapter"):
         if (folder / CARD).is_file():
             return folder

@@ -13,7 +13,7 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import Tensor, nn
 
 from llm_mde.errors import CheckpointError, DataError
-from llm_mde.inference.adapter import FILES, find, load, replace
+from llm_mde.inference.adapter import FILES, MODELS, find, load, replace
 from llm_mde.inference.card import CARD, provenance_of, settings_of
 from llm_mde.inference.image import Picture
 from llm_mde.inference.predict import depth_of
@@ -47,7 +47,7 @@ class DepthModel(nn.Module, PyTorchModelHubMixin):
         local_files_only: bool = False,
         force_download: bool = False,
     ) -> "DepthModel":
-        """The model of an adapter folder, a run folder, or a repository of the hub.
+        """The model of an adapter or run folder, MLflow's registry, or a repository of the hub.
 
         Beside the source, arguments are those of the hub. Backbones that the folder only names come
         by the hub's settings (HF_TOKEN, HF_HOME, HF_HUB_OFFLINE), not by these arguments. Not the
@@ -56,7 +56,7 @@ class DepthModel(nn.Module, PyTorchModelHubMixin):
         Raises:
             CheckpointError: no such folder or repository, no way to the hub, or it cannot be used.
         """
-        if Path(source).expanduser().is_dir():
+        if str(source).startswith(MODELS) or Path(source).expanduser().is_dir():
             return cls(Path(source).expanduser())
         try:
             folder = snapshot_download(

@@ -162,8 +162,8 @@ class MlflowTracker(Tracker):
     def _start(self) -> tuple[MlflowClient, str]:
         client, experiment = open_experiment(self._config, self._uri)
         uri = redacted(self._uri)
-        file = self._id_file(uri)
-        known = file.read_text().split()[0] if self._resume and file.is_file() else None
+        file = _id_file(self._run_dir, uri) if self._resume else self._run_dir / RUN_ID_FILE
+        known = known_run(self._run_dir, uri) if self._resume else None
         if known and _reopened(client, known):
             self._recorded = Recorded(known)
             return client, known
@@ -176,14 +176,21 @@ class MlflowTracker(Tracker):
         temporary.replace(file)
         return client, run.info.run_id
 
-    def _id_file(self, uri: str) -> Path:
-        """Where the run's id in this store lies: the first store it was in has the plain name."""
-        first = self._run_dir / RUN_ID_FILE
-        words = first.read_text().split() if self._resume and first.is_file() else []
-        if len(words) < 2 or words[1] == uri:
-            return first
-        digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
-        return first.with_name(f"{RUN_ID_FILE}-{digest}")
+
+def known_run(run_dir: Path, uri: str) -> str | None:
+    """The id of a folder's run in a store, by its address as shown; None: it is not there."""
+    file = _id_file(run_dir, uri)
+    return file.read_text().split()[0] if file.is_file() else None
+
+
+def _id_file(run_dir: Path, uri: str) -> Path:
+    """Where the run's id in this store lies: the first store it was in has the plain name."""
+    first = run_dir / RUN_ID_FILE
+    words = first.read_text().split() if first.is_file() else []
+    if len(words) < 2 or words[1] == uri:
+        return first
+    digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
+    return first.with_name(f"{RUN_ID_FILE}-{digest}")
 
 
 def _unless_refused(

@@ -25,7 +25,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from llm_mde.config import TrackingConfig, tracking_uri
 from llm_mde.errors import ConfigError
 from llm_mde.launcher import free_port
-from llm_mde.tracking.mlflow import problem
+from llm_mde.tracking.connection import problem
 
 HOST, PORT = "127.0.0.1", 5000  # MLflow's usual port
 START_S = 180.0  # it imports for ten seconds, and makes the tables of an old store new

@@ -35,7 +35,7 @@ COMMANDS = (
     "ui",
     "demo",
 )
-GROUPS = {"track": ("sync",)}
+GROUPS = {"track": ("sync", "register")}
 HEAVY = ("torch", "deepspeed", "ray", "mlflow", "transformers", "timm", "peft", "numpy")
 
 
