@@ -53,7 +53,7 @@ HOMES = {
     "peft": {"model.lora", "inference.adapter"},
     "webdataset": {"data.stream"},
     "deepspeed": {"training.engine"},
-    "mlflow": {"tracking.mlflow", "tracking.ui"},
+    "mlflow": {f"tracking.{name}" for name in ("connection", "mlflow", "registry", "ui")},
     "h5py": {"nyu.labeled"},
     "huggingface_hub": {"data.store", "model.vit", "training.doctor", "inference.pretrained"},
     "onnxruntime": {"inference.export"},
