@@ -14,6 +14,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks.chaos import CLOCKS
 from llm_mde import dist
 from llm_mde.errors import CheckpointError, ConfigError
 from llm_mde.recipes import dump
@@ -45,14 +46,6 @@ OFFLOADED = {
     "offload 3": (3, {}),
     "offload 3, bf16": (3, {"bf16": {"enabled": True}}),
 }
-CLOCKS = (
-    "time",
-    "train/img_per_s",
-    "train/data_wait",
-    "train/seconds",
-    "train/memory_gb",
-    "system/",
-)
 
 
 def run_cases(rank, folder):
