@@ -30,12 +30,12 @@ from llm_mde.tracking.connection import problem
 HOST, PORT = "127.0.0.1", 5000  # MLflow's usual port
 START_S = 180.0  # it imports for ten seconds, and makes the tables of an old store new
 PATIENCE_S = 10.0  # for a server that was asked to end
-COMPARED = 50  # runs of one link, the best ones
+COMPARED = 50  # runs of one link, the first ones
 SQLITE = "sqlite:///"
-BEST_FIRST = {"orderByKey": "metrics.`val/abs_rel`", "orderByAsc": "true"}
+BY_SCORE = {"orderByKey": "metrics.`val/abs_rel`", "orderByAsc": "true"}
 # MLflow 3 opens in its GenAI mode, which hides training runs. Sorted by date, runs are folded into
 # their parents and the charts show those alone; sorted by a metric, each run stands for itself.
-CHARTS = {"compareRunsMode": "CHART", **BEST_FIRST}
+CHARTS = {"compareRunsMode": "CHART", **BY_SCORE}
 TRAINING = {"workflowType": "machine_learning"}
 
 
@@ -92,7 +92,7 @@ def show(
 def links(client: MlflowClient, experiment: str, *, url: str) -> dict[str, str]:
     """Where the runs of an experiment (by id) are compared, those of its last sweep apart."""
     runs = f"{url}/#/experiments/{experiment}/runs"
-    found = {"charts of all runs, the best first": f"{runs}?{_query(CHARTS | TRAINING)}"}
+    found = {"charts of all runs, by their last val/abs_rel": f"{runs}?{_query(CHARTS | TRAINING)}"}
     sweep = _last_sweep(client, experiment)
     if sweep is None:
         return found
@@ -103,14 +103,14 @@ def links(client: MlflowClient, experiment: str, *, url: str) -> dict[str, str]:
     trials = client.search_runs(
         [experiment],
         filter_string=_children_of(sweep.info.run_id),
-        order_by=[f"{BEST_FIRST['orderByKey']} ASC"],
+        order_by=[f"{BY_SCORE['orderByKey']} ASC"],
         max_results=COMPARED,
     )
     scored = [run.info.run_id for run in trials if "val/abs_rel" in run.data.metrics]
     if len(scored) > 1:
         # `runs` has to come first: the page takes the question mark for a part of the first name.
         asked = {"runs": json.dumps(scored), "experiments": json.dumps([experiment])}
-        found[f"settings and scores of its {len(scored)} best trials side by side"] = (
+        found[f"settings and scores of {len(scored)} of its trials side by side"] = (
             f"{url}/#/compare-runs?{_query(asked | TRAINING)}"
         )
     return found

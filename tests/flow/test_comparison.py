@@ -20,6 +20,7 @@ from llm_mde.inference.card import provenance_of
 from llm_mde.recipes import shipped
 from llm_mde.studies.board import Leaderboard
 from llm_mde.studies.sweep import sweep
+from llm_mde.studies.trials import SCORE, evaluations
 from tests.flow.test_sweep import BASE
 from tests.support.browser import (
     add_images,
@@ -61,6 +62,12 @@ def board(place: Path) -> Leaderboard:
         sets=[],
         ds_config=shipped("launch/ds/zero2.json"),
         concurrent=None,
+    )
+
+
+def by_last_score(board: Leaderboard) -> list[Path]:
+    return sorted(
+        (row.run for row in board.rows), key=lambda run: list(evaluations(run))[-1][SCORE]
     )
 
 
@@ -132,13 +139,13 @@ def page(chromium: Any) -> Iterator[Any]:
     opened.close()
 
 
-def test_the_charts_of_all_runs_show_training_runs_the_best_first(
+def test_the_charts_of_all_runs_show_training_runs_by_their_last_score(
     page: Any, ui: Served, board: Leaderboard
 ) -> None:
     page.goto(ui.links[0])
     page.get_by_role("link", name="pair", exact=True).wait_for()  # the sweep's own run, last
     names = [link.inner_text() for link in page.get_by_role("row").get_by_role("link").all()]
-    assert names == [*(f"pair-{row.trial}" for row in board.rows), "pair"]
+    assert names == [*(run.name for run in by_last_score(board)), "pair"]
 
 
 def test_the_last_sweep_has_a_line_of_each_trial_in_a_chart(page: Any, ui: Served) -> None:
@@ -177,7 +184,7 @@ def test_the_trials_side_by_side_show_what_differs(
     plot.wait_for()
     assert "model.vit.lora.r" in plot.text_content()
     found = differing_parameters(page)
-    large_first = board.rows[0].trial == "large"
+    large_first = by_last_score(board)[0].name == "pair-large"
     for path, values in DIFFER.items():
         assert [path, *(reversed(values) if large_first else values)] in found
     assert {row[0] for row in found} == {*DIFFER, "name"}

@@ -7,10 +7,9 @@ itself, `make demo` is `llm-mde demo`, and sweeps have tests of their own.
 
 import os
 import shlex
-import socket
+import shutil
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -120,40 +119,40 @@ def test_a_sweep_says_what_it_would_run(place: Path) -> None:
     assert "16 trials" in said and "steps 1  to do" in said and "about " in said
 
 
-def test_mlflow_serves_the_store_of_a_run(place: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [*commands()["mlflow ui"], "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", *words],
+def test_compare_takes_runs_as_it_stands_there(place: Path) -> None:
+    words = commands()["llm-mde compare"]
+    trained, other = (place / word for word in words if word.startswith("runs/"))
+    shutil.copytree(trained, other)  # after `train`: as if trained again at another rate
+    settings = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(settings.replace("  lr: 2.0e-05", "  lr: 0.0001"))
+    said = run(words, place)
+    assert "optim.lr" in said and "+0.0000 [+0.0000, +0.0000]" in said
+    assert (place / "comparison" / "comparison.html").is_file()
+
+
+def test_ui_serves_the_store_of_a_run_until_it_is_ended(place: Path) -> None:
+    page = subprocess.Popen(
+        [sys.executable, "-m", "llm_mde", *commands()["llm-mde ui"][1:]],
         cwd=place,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
-        assert _answers(f"http://127.0.0.1:{port}/health", seconds=120)
+        assert page.stdout is not None
+        url = page.stdout.readline().split()[2].rstrip(",")
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            assert b"MLflow" in answer.read()
     finally:
-        os.killpg(server.pid, 15)
-        server.wait()
-
-
-def _answers(url: str, *, seconds: float) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                return answer.status == 200
-        except OSError:
-            time.sleep(0.5)
-    return False
+        page.terminate()
+        page.communicate()
+    assert page.returncode == 130
 
 
 def test_the_tree_names_folders_that_exist() -> None:
     tree = README.split("## Where things are")[1].split("## ")[0]
     names = [line.split()[0] for line in tree.splitlines() if line.startswith("    ")]
-    top = {"llm_mde/", "launch/", "tune/", "shards/", "tests/", "benchmarks/"}
+    top = {"llm_mde/", "launch/", "tune/", "shards/", "tests/", "benchmarks/", "docs/"}
     rooms = [name for name in names if name not in top]
     assert top <= set(names) and all((PACKAGE / name).is_dir() for name in rooms)
 

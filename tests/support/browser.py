@@ -11,7 +11,7 @@ from PIL import Image
 
 SIZE = {"width": 1360, "height": 860}
 WAIT_MS = 60_000  # for anything to appear, on a machine that does other work, too
-COLOURS = 64  # of a picture that is kept
+COLOURS = 255  # of a picture that is kept
 CHARTS = "experiment-view-compare-runs-card"
 # An assistant opens at the first visit and covers a quarter of the page: as if it had been there.
 CLOSED = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"

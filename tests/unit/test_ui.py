@@ -55,7 +55,7 @@ def test_a_store_without_a_sweep_has_one_link(client: MlflowClient) -> None:
     assert asked(url)["workflowType"] == "machine_learning"
 
 
-def test_links_of_the_last_sweep_are_of_its_scored_trials_the_best_first(
+def test_links_of_the_last_sweep_are_of_its_scored_trials_by_their_last_score(
     client: MlflowClient,
 ) -> None:
     experiment = client.create_experiment("sweeps")
