@@ -55,7 +55,9 @@ def in_words(error: Exception) -> str:
             "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of somebody who may write there"
         )
     if isinstance(error, ImportError):
-        return f"{line}; install the driver of the store (PostgreSQL: pip install psycopg2-binary)"
+        return (
+            f"{line}; install the driver of the store (PostgreSQL: pip install 'psycopg[binary]')"
+        )
     return line
 
 

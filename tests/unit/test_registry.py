@@ -26,7 +26,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
 
 
 @pytest.fixture
-def run(store: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trained(store: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder whose adapter is in MLflow, where commands look without further words."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(store.uri))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -45,40 +45,40 @@ def registered(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
     return made
 
 
-def test_a_registered_adapter_predicts_as_its_run(run: Path, store, capsys) -> None:
-    made = registered(capsys, run, "--name", "depth")
+def test_a_registered_adapter_predicts_as_its_run(trained: Path, store, capsys) -> None:
+    made = registered(capsys, trained, "--name", "depth")
     assert made["source"] == f"models:/depth/{made['version']}"
     client = MlflowClient(tracking_uri=store.uri)
     assert client.get_model_version("depth", made["version"]).run_id == made["run_id"]
-    want = DepthModel.from_pretrained(run).predict(IMAGE)
+    want = DepthModel.from_pretrained(trained).predict(IMAGE)
     client.set_registered_model_alias("depth", "best", str(made["version"]))
     for source in (made["source"], "models:/depth/latest", "models:/depth@best"):
         np.testing.assert_array_equal(DepthModel.from_pretrained(source).predict(IMAGE), want)
     assert {one.name for one in find(Path(made["source"])).iterdir()} == {
-        one.name for one in (run / "adapter").iterdir()
+        one.name for one in (trained / "adapter").iterdir()
     }
 
 
-def test_a_version_stays_what_it_was(run: Path, capsys) -> None:
-    first = registered(capsys, run, "--name", "kept")
-    card = (run / "adapter" / "llm_mde.json").read_bytes()
-    (run / "adapter" / "llm_mde.json").write_bytes(card + b"\n")  # a new best
-    second = registered(capsys, run, "--name", "kept")
+def test_a_version_stays_what_it_was(trained: Path, capsys) -> None:
+    first = registered(capsys, trained, "--name", "kept")
+    card = (trained / "adapter" / "llm_mde.json").read_bytes()
+    (trained / "adapter" / "llm_mde.json").write_bytes(card + b"\n")  # a new best
+    second = registered(capsys, trained, "--name", "kept")
     assert second["version"] == first["version"] + 1
     assert (find(Path(first["source"])) / "llm_mde.json").read_bytes() == card
     assert (find(Path(second["source"])) / "llm_mde.json").read_bytes() == card + b"\n"
 
 
-def test_a_run_may_be_named_by_its_id_alone(run: Path, capsys) -> None:
-    by_folder = registered(capsys, run, "--name", "ids")
-    shutil.rmtree(run)
+def test_a_run_may_be_named_by_its_id_alone(trained: Path, capsys) -> None:
+    by_folder = registered(capsys, trained, "--name", "ids")
+    shutil.rmtree(trained)
     by_id = registered(capsys, by_folder["run_id"], "--name", "ids")
     assert by_id["version"] == by_folder["version"] + 1
     assert find(Path(by_id["source"])).is_dir()
 
 
-def test_a_version_is_fetched_once(run: Path, capsys, monkeypatch) -> None:
-    source = registered(capsys, run, "--name", "once")["source"]
+def test_a_version_is_fetched_once(trained: Path, capsys, monkeypatch) -> None:
+    source = registered(capsys, trained, "--name", "once")["source"]
     folder = find(Path(source))
     monkeypatch.setattr("llm_mde.tracking.registry.download_artifacts", None)
     assert find(Path(source)) == folder
@@ -96,7 +96,7 @@ def test_a_version_is_fetched_once(run: Path, capsys, monkeypatch) -> None:
         ("models:/no-such@best", "no-such.* not found"),
     ],
 )
-def test_a_version_that_is_not_there_is_named(run: Path, source: str, why: str) -> None:
+def test_a_version_that_is_not_there_is_named(trained: Path, source: str, why: str) -> None:
     with pytest.raises(CheckpointError, match=re.compile(why, re.IGNORECASE)):
         DepthModel.from_pretrained(source)
 
@@ -112,15 +112,15 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path, monkeypatch, capsys) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_registered_is_said(run: Path, store, tmp_path, capsys) -> None:
+def test_what_cannot_be_registered_is_said(trained: Path, store, tmp_path, capsys) -> None:
     for words, why in (
         ([tmp_path / "nothing"], "expected a run folder, or the 32 digits"),
         ([tmp_path], "no llm_mde.json, expected an adapter"),
-        (["0" * 32], f"{store.uri}: Run with id=.* not found"),
-        ([run, "--name", "a/b"], "Invalid model name"),
+        (["0" * 32], f"{store.uri}: .*Run with id=.* not found"),
+        ([trained, "--name", "a/b"], "Invalid model name"),
     ):
         assert main(["track", "register", *map(str, words)]) == 2
         assert re.search(why, capsys.readouterr().err)
-    (run / "mlflow_run_id").unlink()
-    assert main(["track", "register", str(run)]) == 2
-    assert f"'llm-mde track sync {run}' sends it" in capsys.readouterr().err
+    (trained / "mlflow_run_id").unlink()
+    assert main(["track", "register", str(trained)]) == 2
+    assert f"'llm-mde track sync {trained}' sends it" in capsys.readouterr().err
