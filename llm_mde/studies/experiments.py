@@ -26,8 +26,10 @@ from llm_mde.studies.results import outcomes_of
 from llm_mde.studies.share import Share
 from llm_mde.studies.summary import OURS, blocks
 from llm_mde.studies.trials import How, run_trials
+from llm_mde.tracking.about import NOTE
 from llm_mde.tracking.mlflow import MlflowTracker
 from llm_mde.tracking.tracker import Status
+from llm_mde.training.legend import legend
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +166,7 @@ def _parent(made: Plan, about: dict[str, str]) -> MlflowTracker | None:
     if not config.tracking.mlflow:
         return None
     parent = MlflowTracker(config.tracking, run_dir=made.folder, resume=True)
+    parent.tags({NOTE: legend()})
     parent.params(about | {"title": made.experiment.title, "table": made.experiment.table})
     return parent
 

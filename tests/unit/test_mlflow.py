@@ -325,30 +325,41 @@ def test_mlflow_reports_nothing_about_its_use(store: TrackingConfig, tmp_path: P
     assert mlflow.telemetry.get_telemetry_client() is None
 
 
-def start_one(uri: str, run_dir: Path) -> None:
+WRITERS, STEPS = 8, 40
+
+
+def write_one(uri: str, run_dir: Path) -> None:
     tracker = MlflowTracker(TrackingConfig(uri=uri), run_dir=run_dir)
-    tracker.log({"train/loss": 1.0}, 1)
+    tracker.params(flat(Config()))
+    for step in range(STEPS):
+        tracker.log({"train/loss": step + 0.5, "train/lr": 1.0}, step)
     tracker.close()
-    sys.exit(0 if tracker.run_id else 1)
+    sys.exit(0 if tracker.run_id and not tracker.unsent else 1)
 
 
-def test_two_processes_can_make_one_store_at_once_without_a_word(
+def test_eight_processes_write_to_one_new_store_at_once_and_nothing_is_lost(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    names = [f"run{number}" for number in range(WRITERS)]
     fork = multiprocessing.get_context("fork")  # spares them the import
-    children = [fork.Process(target=start_one, args=(uri, tmp_path / name)) for name in "ab"]
+    children = [fork.Process(target=write_one, args=(uri, tmp_path / name)) for name in names]
     for child in children:
         child.start()
     for child in children:
-        child.join(120)
+        child.join(240)
     said = capfd.readouterr()
-    assert [child.exitcode for child in children] == [0, 0], said.err
+    assert [child.exitcode for child in children] == [0] * WRITERS, said.err
     assert (said.out, said.err) == ("", "")
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("llm-mde")
     runs = client.search_runs([experiment.experiment_id])
-    assert {run.info.run_name for run in runs} == {"a", "b"}
+    assert sorted(run.info.run_name for run in runs) == names
+    want = [(step, step + 0.5) for step in range(STEPS)]
+    for run in runs:
+        assert run.data.params.keys() == flat(Config()).keys()
+        points = client.get_metric_history(run.info.run_id, "train/loss")
+        assert sorted((point.step, point.value) for point in points) == want
 
 
 def test_logging_levels_of_the_caller_stay(store: TrackingConfig, tmp_path: Path) -> None:
