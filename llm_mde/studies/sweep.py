@@ -25,9 +25,11 @@ from llm_mde.studies.space import Base
 from llm_mde.studies.sweep_plan import RECORDS, SEED, Sweep, claim, steps_of
 from llm_mde.studies.trials import Ended, How, run_trials
 from llm_mde.studies.winner import Training
+from llm_mde.tracking.about import NOTE
 from llm_mde.tracking.mlflow import MlflowTracker
 from llm_mde.tracking.tracker import Status
 from llm_mde.training.folder import write_whole
+from llm_mde.training.legend import legend
 
 logger = logging.getLogger(__name__)
 
@@ -258,6 +260,7 @@ def _parent(sweep: Sweep, about: Mapping[str, Any]) -> MlflowTracker | None:
     if not tracking.mlflow:
         return None
     parent = MlflowTracker(tracking, run_dir=sweep.folder, resume=True)
+    parent.tags({NOTE: legend()})
     parent.params(dict(about))
     return parent
 

@@ -10,12 +10,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from llm_mde.recipes import shipped
 from llm_mde.studies.share import Share
 from llm_mde.studies.sweep import run_sweep
-from llm_mde.studies.sweep_plan import Sweep, plan_sweep
+from llm_mde.studies.sweep_plan import Sweep
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
 from tests.support.shards import write_shards
+from tests.support.sweep import plan_space
 
 STEPS = 30
 BASE = f"""
@@ -49,14 +49,7 @@ def test_trials_of_a_lost_node_go_on_from_their_checkpoints(
     write_shards(tmp_path / "shards", [2], split="val")
     (tmp_path / "base.yaml").write_text(BASE.replace("PLACE", str(tmp_path)))
     (tmp_path / "space.yaml").write_text(SPACE)
-    sweep = plan_sweep(
-        tmp_path / "space.yaml",
-        base=tmp_path / "base.yaml",
-        tiny=False,
-        sets=[],
-        ds_config=shipped("launch/ds/zero2.json"),
-        search={},
-    )
+    sweep = plan_space(tmp_path)
     second = cluster.add_node(num_cpus=1)
     lost_at: dict[str, int] = {}
 

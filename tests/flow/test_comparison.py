@@ -17,11 +17,8 @@ import pytest
 
 from llm_mde.cli import main
 from llm_mde.inference.card import provenance_of
-from llm_mde.recipes import shipped
 from llm_mde.studies.board import Leaderboard
-from llm_mde.studies.sweep import sweep
-from llm_mde.studies.trials import SCORE, evaluations
-from tests.flow.test_sweep import BASE
+from llm_mde.studies.programs import SCORE, evaluations
 from tests.support.browser import (
     add_images,
     browser,
@@ -31,6 +28,7 @@ from tests.support.browser import (
     new_page,
 )
 from tests.support.shards import write_shards
+from tests.support.sweep import BASE, run_space
 
 SPACE = """
 name: pair
@@ -55,14 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def board(place: Path) -> Leaderboard:
-    return sweep(
-        place / "space.yaml",
-        base=place / "base.yaml",
-        tiny=False,
-        sets=[],
-        ds_config=shipped("launch/ds/zero2.json"),
-        concurrent=None,
-    )
+    return run_space(place)
 
 
 def by_last_score(board: Leaderboard) -> list[Path]:

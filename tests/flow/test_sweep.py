@@ -9,27 +9,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from llm_mde.recipes import shipped
 from llm_mde.studies.board import Leaderboard
 from llm_mde.studies.records import Records
-from llm_mde.studies.share import Share
-from llm_mde.studies.sweep import run_sweep
-from llm_mde.studies.sweep_plan import RECORDS, plan_sweep
+from llm_mde.studies.sweep_plan import RECORDS
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
 from tests.support.shards import write_shards
+from tests.support.sweep import BASE, run_space
 
-BASE = """
-model:
-  image_size: [32, 48]
-  vit: {{name: "random:tiny:0", tune: lora}}
-  llm: {{name: "random:tiny:0", tune: lora}}
-  reprogram: {{prototypes: 8}}
-  head: {{widths: [16, 16, 8, 8]}}
-data: {{shards: {place}/shards, workers: 0}}
-runs: {place}/runs
-train: {{epochs: 1, log_every: 1, figures: 0}}
-tracking: {{uri: "sqlite:///{place}/mlflow.db"}}
-"""
 SPACE = """
 name: pair
 trials:
@@ -51,15 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def board(place: Path) -> Leaderboard:
-    planned = plan_sweep(
-        place / "space.yaml",
-        base=place / "base.yaml",
-        tiny=False,
-        sets=[],
-        ds_config=shipped("launch/ds/zero2.json"),
-        search={},
-    )
-    return run_sweep(planned, share=Share(), about={}).board
+    return run_space(place)
 
 
 def test_good_trials_are_ranked_and_a_failing_one_keeps_its_reason(board: Leaderboard) -> None:
