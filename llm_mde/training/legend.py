@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from llm_mde.scoring.evaluate import BASELINES, COUNTS, baseline_group
+from llm_mde.scoring.evaluate import BASELINES, COUNTS, UNDEFINED, baseline_group
 from llm_mde.scoring.metrics import IN_METRES, METRICS, higher_is_better
 from llm_mde.scoring.protocols import PROTOCOLS
 from llm_mde.training.meter import NUMBERS
@@ -95,12 +95,11 @@ def _groups() -> dict[str, str]:
     groups = {}
     for protocol, function in PROTOCOLS.items():
         group = "SPLIT" if protocol == "metric" else f"SPLIT_{protocol}"
-        groups[group] = _first_line(function)
-    for baseline in BASELINES:
-        for protocol in PROTOCOLS:
-            name = baseline_group(baseline, protocol)
-            aligned = "" if protocol == "metric" else f", as `{protocol}`"
-            groups[f"SPLIT_{name}"] = BASELINE[baseline] + aligned
+        groups[group] = f"`{protocol}`: {_first_line(function)}"
+    pairs = [(baseline, protocol) for baseline in BASELINES for protocol in PROTOCOLS]
+    for baseline, protocol in (pair for pair in pairs if pair not in UNDEFINED):
+        said = f"{BASELINE[baseline]}, under `{protocol}`"
+        groups[f"SPLIT_{baseline_group(baseline, protocol)}"] = said
     return groups
 
 
