@@ -15,6 +15,7 @@ import torch
 
 from llm_mde.launcher import free_port, visible_devices
 from llm_mde.locks import locked
+from llm_mde.training.stopping import REQUEUE
 
 logger = logging.getLogger(__name__)
 
@@ -142,3 +143,34 @@ def _running(file: Path) -> int | None:
     return (
         int(pid) if file.stem.encode() in command else None
     )  # ids of the dead are given to others
+
+
+@contextlib.contextmanager
+def ending(folder: Path) -> Iterator[None]:
+    """Leave no program behind: those still running are asked to save and end, and waited for.
+
+    SIGTERM, which would end Ray at once, ends us here as Ctrl-C does, and with the exit code of a
+    training run.
+    """
+    end(_pid_files(folder))  # those of a command that was killed, and could not
+    asked: list[int] = []
+
+    def stop(*_: object) -> None:
+        asked.append(REQUEUE)
+        raise KeyboardInterrupt  # the one exception that Ray's waiting passes on as it is
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.warning("stopping: trials save and end; ctrl-C again ends them at once")
+        if asked:
+            raise SystemExit(asked[0]) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        end(_pid_files(folder))
+
+
+def _pid_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.pid"))

@@ -5,13 +5,11 @@ worker, which may die without asking them: a training run then saves and ends by
 process ids lie in files while programs run, so that an interruption ends them in an orderly way.
 """
 
-import contextlib
 import logging
 import os
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +22,10 @@ from ray.tune.search import Searcher
 
 from llm_mde.errors import ConfigError
 from llm_mde.launcher import cores
-from llm_mde.studies.process import (
-    end,
-    gpu_ids,
-)
+from llm_mde.studies.process import ending, gpu_ids
 from llm_mde.studies.programs import SCORE, TIME, Place, Row
 from llm_mde.studies.share import Share, share
 from llm_mde.training import checkpoint as checkpoints
-from llm_mde.training.stopping import REQUEUE
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +134,7 @@ def run_trials(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        with redirect_stdout(sys.stderr), _ending(how.folder):  # stdout is for results
+        with redirect_stdout(sys.stderr), ending(how.folder):  # stdout is for results
             tuner.fit()
     finally:
         ray.shutdown()
@@ -190,37 +184,6 @@ def _nodes() -> list[tuple[int, int]]:
     """CPUs and GPUs of each node."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in resources]
-
-
-@contextlib.contextmanager
-def _ending(folder: Path) -> Iterator[None]:
-    """Leave no program behind: those still running are asked to save and end, and waited for.
-
-    SIGTERM, which would end Ray at once, ends us here as Ctrl-C does, and with the exit code of a
-    training run.
-    """
-    end(_pid_files(folder))  # those of a command that was killed, and could not
-    asked: list[int] = []
-
-    def stop(*_: object) -> None:
-        asked.append(REQUEUE)
-        raise KeyboardInterrupt  # the one exception that Ray's waiting passes on as it is
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt:
-        logger.warning("stopping: trials save and end; ctrl-C again ends them at once")
-        if asked:
-            raise SystemExit(asked[0]) from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        end(_pid_files(folder))
-
-
-def _pid_files(folder: Path) -> Iterable[Path]:
-    return sorted(folder.glob("*.pid"))
 
 
 class _Hooks(tune.Callback):

@@ -13,7 +13,7 @@ import pytest
 
 from llm_mde.errors import ConfigError
 from llm_mde.studies import process, trials
-from llm_mde.studies.process import alone, end
+from llm_mde.studies.process import alone, end, ending
 
 # An argument tells whose it is. Short naps: a signal just before a long one would wait for its end.
 PROGRAM = """
@@ -75,7 +75,7 @@ def test_what_a_killed_command_left_is_ended_before_trials_start(
     child = start(SAVES, "pair-a-s0.yaml")
     place = trials.Place("pair-a-s0", tmp_path, gpus=False, threads=1)
     place.pid_file.write_text(f"{child.pid}\n")
-    with trials._ending(tmp_path):
+    with ending(tmp_path):
         assert child.wait(0.2) == 75
 
 
