@@ -2,13 +2,23 @@ import errno
 import json
 import logging
 import resource
+import shutil
 
 import pytest
 import torch
 
-from llm_mde.errors import CheckpointError
+from llm_mde.errors import CheckpointError, ConfigError
 from llm_mde.training import checkpoint, state
-from llm_mde.training.checkpoint import MANIFEST, choose, point_again, problem, read_state, save
+from llm_mde.training.checkpoint import (
+    MANIFEST,
+    choose,
+    copy_last,
+    point_again,
+    problem,
+    read_state,
+    save,
+)
+from llm_mde.training.folder import check_same
 
 
 def files(folder):
@@ -161,3 +171,48 @@ def test_a_full_disk_leaves_the_checkpoints_before_as_they_were(tmp_path, monkey
         save(tmp_path, half if moment == "files" else files, step=2, state={}, best=True, keep=1)
     assert names(tmp_path) == ["last", "step-000001"]
     assert choose(tmp_path, "auto") == before
+
+
+def test_the_newest_is_copied_from_a_run_that_goes_on(tmp_path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    for step in (2, 4):
+        write(own, step, best=step == 2)
+    other.mkdir()
+    copy_last(own, other)
+    assert names(other) == ["last", "step-000004"]
+    assert choose(other, "auto") == other / "step-000004" and names(own)[0] == "best"
+
+
+def test_a_copy_that_was_pruned_under_way_is_made_of_the_next_one(tmp_path, monkeypatch):
+    own, other = tmp_path / "own", tmp_path / "other"
+    write(own, 2)
+    other.mkdir()
+    copytree = shutil.copytree
+
+    def pruned(source, target):
+        monkeypatch.setattr(checkpoint.shutil, "copytree", copytree)
+        copytree(source, target)
+        (target / "weights.pt").unlink()
+        write(own, 3, keep=1)
+
+    monkeypatch.setattr(checkpoint.shutil, "copytree", pruned)
+    copy_last(own, other)
+    assert names(other) == ["last", "step-000003"] and problem(other / "step-000003") is None
+
+
+def test_a_run_without_a_checkpoint_is_waited_for_not_for_ever(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint came in 0.3 s"):
+        copy_last(tmp_path, tmp_path / "other", patience_s=0.3)
+
+
+def test_settings_that_change_in_a_run_are_refused_unless_asked_for(tmp_path):
+    before = {"optim.lr": 1e-4, "model.vit.lora.r": 8, "data.workers": 2}
+    check_same(tmp_path, before, before | {"data.workers": 0})  # moves no number
+    slower = before | {"optim.lr": 1e-5}
+    with pytest.raises(ConfigError, match=r"optim\.lr was 0\.0001, now 1e-05.*--change-settings"):
+        check_same(tmp_path, before, slower)
+    check_same(tmp_path, before, slower, changes=True)
+    for changes in (False, True):
+        with pytest.raises(ConfigError, match=r"lora\.r was 8, now 4") as refused:
+            check_same(tmp_path, before, before | {"model.vit.lora.r": 4}, changes=changes)
+        assert "--change-settings" not in str(refused.value)
