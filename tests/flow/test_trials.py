@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from llm_mde.studies.schedule import scheduler_of
 from llm_mde.studies.share import Share
 from llm_mde.studies.space import Base, Search, Space
 from llm_mde.studies.trials import Ended, How, run_trials
-from tests.support.trials import STEPS, work
+from llm_mde.training.checkpoint import choose, read_state
+from tests.support.trials import STEPS, inheriting, saved_in, work
 
 TRIALS = {
     "good": {"score": 0.1},
@@ -66,3 +68,36 @@ def test_optuna_suggests_as_many_trials_as_asked_for(tmp_path: Path) -> None:
     assert sorted(ended) == ["t000", "t001", "t002", "t003"]
     assert all(one.error is None and not one.stopped for one in ended.values())
     assert {seen.step for seen in watch.seen.values()} == {STEPS}
+
+
+class Settings(Live):
+    """Notes what each trial runs with, whenever it starts."""
+
+    def __init__(self) -> None:
+        super().__init__({}, total=2)
+        self.heard: dict[str, list[float]] = {}
+
+    def started(self, name: str, settings: dict[str, Any]) -> None:
+        super().started(name, settings)
+        self.heard.setdefault(name, []).append(settings["optim.lr"])
+
+
+def test_the_worst_of_a_population_goes_on_from_the_best(tmp_path: Path) -> None:
+    search = Search(scheduler="pbt", grace=3)
+    rules = {"optim.lr": Rule(uniform=(0.1, 0.4)), "optim.eps": Rule(times="optim.lr")}
+    space = Space(name="s", parameters=rules, search=search)
+    trials = {name: {"optim.lr": lr, "optim.eps": lr} for name, lr in (("a", 0.1), ("b", 0.4))}
+    (tmp_path / "base.yaml").write_text("{}\n")
+    scheduler = scheduler_of(search, Base(space, tmp_path / "base.yaml", (), {}), steps=STEPS)
+    how = How(tmp_path, Share(2), None, scheduler, partial(saved_in, tmp_path))
+    watch = Settings()
+    work = partial(inheriting, notes=tmp_path)
+    ended = run_trials(work, trials, how, of=2, watch=watch)
+    assert [ended[name].error for name in "ab"] == [None, None]
+    last = {
+        name: read_state(choose(tmp_path / f"run-{name}" / "checkpoints", "auto")) for name in "ab"
+    }
+    assert last == {name: {"step": STEPS, "of": "a"} for name in "ab"}
+    assert watch.heard["a"] == [0.1]
+    first, *later = watch.heard["b"]
+    assert first == 0.4 and later and all(0.1 <= lr <= 0.4 for lr in later)
