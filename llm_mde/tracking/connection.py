@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage
 from mlflow.environment_variables import (
     MLFLOW_DISABLE_TELEMETRY,
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
     MLFLOW_HTTP_REQUEST_MAX_RETRIES,
     MLFLOW_HTTP_REQUEST_TIMEOUT,
     MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
@@ -75,12 +76,13 @@ def problem(uri: str) -> str | None:
 
 
 def _quiet() -> None:
-    """No usage reports, no lines about tables and links, no minutes of waiting for a dead server.
+    """No usage reports, no words about tables, links, files; no minutes of waiting for the dead.
 
     A variable of MLflow that the user has set stays as it is.
     """
     for variable, value in (
         (MLFLOW_DISABLE_TELEMETRY, True),
+        (MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR, False),
         (MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT, True),
         (MLFLOW_HTTP_REQUEST_MAX_RETRIES, HTTP_RETRIES),
         (MLFLOW_HTTP_REQUEST_TIMEOUT, HTTP_TIMEOUT_S),

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -103,13 +104,17 @@ class MlflowTracker(Tracker):
 
         def send(client: MlflowClient, run_id: str) -> None:
             if self._recorded is None or not self._recorded.has_figure(client, path.name):
-                _log_figure(client, run_id, path, name, step)
+                _upload(lambda: _log_figure(client, run_id, path, name, step))
 
         self._send(send)
 
     def artifacts(self, folder: Path, name: str) -> None:
         """Record a folder of files."""
-        self._send(lambda client, run_id: client.log_artifacts(run_id, str(folder), name))
+
+        def send(client: MlflowClient, run_id: str) -> None:
+            _upload(lambda: client.log_artifacts(run_id, str(folder), name))
+
+        self._send(send)
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Record what the run is; a run gone on with takes new values."""
@@ -121,7 +126,7 @@ class MlflowTracker(Tracker):
 
         def send(client: MlflowClient, run_id: str) -> None:
             for path in paths:
-                client.log_artifact(run_id, str(path))
+                _upload(partial(client.log_artifact, run_id, str(path)))
 
         self._send(send)
 
@@ -205,6 +210,22 @@ def _unless_refused(
         if error.error_code not in REFUSALS:
             raise
         logger.warning("mlflow: left out, the store refuses it: %s", in_words(error))
+
+
+def _upload(put: Callable[[], object]) -> None:
+    """Put files into the artifact store; what its own library cannot do is left out.
+
+    Such a library (boto3, azure, google) has exceptions of its own and may not be installed.
+    """
+    try:
+        put()
+    except ImportError as error:
+        logger.warning("mlflow: left out: %s; install what the artifact store needs", error)
+    except FAILURES:
+        raise
+    except Exception as error:
+        said = in_words(error)
+        logger.warning("mlflow: left out: %s; 'llm-mde track sync' sends it later", said)
 
 
 def _reopened(client: MlflowClient, run_id: str) -> bool:

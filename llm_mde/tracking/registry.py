@@ -70,7 +70,7 @@ def register(run: str, *, name: str, uri: str | None, card: str) -> Registered:
         raise ConfigError(f"{run}: expected a run folder, or the 32 digits of a run in MLflow")
     config = TrackingConfig()
     if folder.is_dir():
-        _expect_adapter(folder / ADAPTER, card)
+        _expect((folder / ADAPTER / card).is_file(), str(folder / ADAPTER), card)
         config = load(folder / "config.yaml").tracking
     if uri:
         config = TrackingConfig(uri=uri)
@@ -83,8 +83,8 @@ def register(run: str, *, name: str, uri: str | None, card: str) -> Registered:
         artifacts = client.get_run(run_id).info.artifact_uri
         with tempfile.TemporaryDirectory(prefix="llm-mde-") as aside:
             if not folder.is_dir():
+                _expect(f"{ADAPTER}/{card}" in _names(client, run_id), f"run {run_id}", card)
                 folder = Path(client.download_artifacts(run_id, ADAPTER, aside)).parent
-                _expect_adapter(folder / ADAPTER, card)
             place = f"{REGISTERED}/{_digest(folder / ADAPTER)}"
             client.log_artifacts(run_id, str(folder / ADAPTER), place)
         version = _version(client, name, source=f"{artifacts}/{place}", run_id=run_id)
@@ -93,11 +93,15 @@ def register(run: str, *, name: str, uri: str | None, card: str) -> Registered:
     return Registered(name, version, run_id, shown)
 
 
-def _expect_adapter(folder: Path, card: str) -> None:
-    if not (folder / card).is_file():
+def _expect(there: bool, where: str, card: str) -> None:
+    if not there:
         raise ConfigError(
-            f"{folder}: no {card}, expected an adapter; a run has one from its first evaluation on"
+            f"{where}: no {card}, expected an adapter; a run has one from its first evaluation on"
         )
+
+
+def _names(client: MlflowClient, run_id: str) -> set[str]:
+    return {one.path for one in client.list_artifacts(run_id, ADAPTER)}
 
 
 def _client(config: TrackingConfig) -> MlflowClient:

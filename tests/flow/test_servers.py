@@ -156,6 +156,25 @@ def test_nothing_that_is_kept_or_said_holds_a_password(whole, server: Server) ->
         assert [blob[:80] for blob in kept if secret.encode() in blob] == []
 
 
+def test_an_artifact_store_that_refuses_holds_up_no_numbers(
+    server: Server,
+    tmp_path: Path,
+    client: MlflowClient,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client.create_experiment("lost", artifact_location="s3://no-such-bucket/lost")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "weights").write_text("w")
+    tracker = MlflowTracker(TrackingConfig(uri=server.uri, experiment="lost"), run_dir=tmp_path)
+    tracker.artifacts(tmp_path / "adapter", "adapter")
+    tracker.log({"train/loss": 1.0}, 1)
+    tracker.close()
+    assert tracker.unsent == 0
+    assert client.get_run(str(tracker.run_id)).data.metrics == {"train/loss": 1.0}
+    [said] = [line.getMessage() for line in caplog.records if line.name.startswith("llm_mde")]
+    assert "NoSuchBucket" in said and "'llm-mde track sync' sends it later" in said
+
+
 def _texts(database: str) -> Iterator[bytes]:
     """Every row of every table, as text."""
     with psycopg.connect(database) as connection, connection.cursor() as cursor:

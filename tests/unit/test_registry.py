@@ -113,14 +113,17 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path, monkeypatch, capsys) ->
 
 
 def test_what_cannot_be_registered_is_said(trained: Path, store, tmp_path, capsys) -> None:
+    bare = MlflowTracker(store, run_dir=tmp_path / "bare").run_id
     for words, why in (
         ([tmp_path / "nothing"], "expected a run folder, or the 32 digits"),
         ([tmp_path], "no llm_mde.json, expected an adapter"),
         (["0" * 32], f"{store.uri}: .*Run with id=.* not found"),
+        ([bare], f"{store.uri}: run {bare}: no llm_mde.json, expected an adapter"),
         ([trained, "--name", "a/b"], "Invalid model name"),
     ):
         assert main(["track", "register", *map(str, words)]) == 2
-        assert re.search(why, capsys.readouterr().err)
+        said = capsys.readouterr().err
+        assert re.search(why, said) and len(said.splitlines()) == 1
     (trained / "mlflow_run_id").unlink()
     assert main(["track", "register", str(trained)]) == 2
     assert f"'llm-mde track sync {trained}' sends it" in capsys.readouterr().err
