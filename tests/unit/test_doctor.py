@@ -61,6 +61,19 @@ def test_a_store_that_does_not_answer_is_amiss(monkeypatch: pytest.MonkeyPatch) 
     assert finding.said.endswith("; training goes on without it")
 
 
+def test_a_stores_password_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    said = found("tracking").said
+    assert said.startswith("http://***@127.0.0.1:9: ") and "hunter2" not in said
+
+
+def test_an_old_store_of_files_is_amiss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:./mlruns")
+    finding = found("tracking")
+    assert finding.state == "fail" and "mlflow migrate-filestore" in finding.said
+
+
 def test_a_folder_that_can_not_be_written_is_amiss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.os, "access", lambda *_: False)
     assert found("runs").state == "fail"
