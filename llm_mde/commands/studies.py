@@ -99,7 +99,7 @@ def sweep(
     if dry_run:
         from llm_mde.studies.forecast import forecast
 
-        seen = forecast(planned, share)
+        seen = forecast(planned, share if address is None else Share())  # of this machine
         say(seen.payload(), seen.lines(), as_json=as_json)
         return 0
     from llm_mde.studies.sweep import run_sweep

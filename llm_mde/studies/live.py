@@ -38,15 +38,16 @@ class Seen:
 class Live(Watch):
     """Follows trials and says how long the rest will take."""
 
-    def __init__(self, steps: Mapping[str, int], *, total: int) -> None:
+    def __init__(self, steps: Mapping[str, int], *, total: int, typical: int = 1) -> None:
         """Begin.
 
         Args:
             steps: optimizer steps of each trial to its end, as far as they are known.
             total: trials to run.
+            typical: steps of a trial that is not among them.
         """
         self._steps = dict(steps)
-        self._typical = max(steps.values(), default=1)
+        self._typical = max(steps.values(), default=typical)
         self._total = total
         self._began = time.monotonic()
         self.seen: dict[str, Seen] = {}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 from llm_mde.launcher import free_port, visible_devices
@@ -86,6 +87,8 @@ def run_logged(command: list[str], *, env: dict[str, str], log: Path) -> Iterato
         finally:
             if child.poll() is None:
                 child.terminate()
+                for _ in child.stdout or ():  # ranks that outlive their launcher still save
+                    pass
                 child.wait()
 
 
@@ -107,42 +110,64 @@ def alone(folder: Path) -> Iterator[None]:
 def end(files: Iterable[Path]) -> None:
     """Ask the programs whose process ids lie in files to save and end, and wait for that.
 
-    Ctrl-C while they do ends them at once.
+    Those below them are waited for as well: ranks save after their launcher has gone. Ctrl-C
+    meanwhile ends all of them at once.
     """
-    files = list(files)
+    found = {file: _running(file) for file in files if _is_here(file)}
+    programs = [program for program in found.values() if program]
+    everything = [one for program in programs for one in _with_children(program)]
     try:
-        _signal(files, signal.SIGTERM)
+        _signal(programs, signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE_S
-        while any(map(_running, files)) and time.monotonic() < deadline:
+        # Not psutil's waiting, which takes a child's exit code from who started it.
+        while any(map(_alive, everything)) and time.monotonic() < deadline:
             time.sleep(0.1)
     except KeyboardInterrupt:
-        _signal(files, signal.SIGKILL)
+        _signal(everything, signal.SIGKILL)
         raise
-    for file in files:
-        if left := _running(file):
-            logger.warning("%s: process %d was asked to end and still runs", file, left)
+    for file, program in found.items():
+        if program and _alive(program):
+            logger.warning("%s: process %d was asked to end and still runs", file, program.pid)
         else:
             file.unlink(missing_ok=True)
 
 
-def _signal(files: Iterable[Path], number: signal.Signals) -> None:
-    for pid in filter(None, map(_running, files)):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _running(file: Path) -> int | None:
-    """The process id that a file holds; None once that program has ended, or of another host."""
+def _alive(program: psutil.Process) -> bool:
     try:
-        pid, *host = file.read_text().split()
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty where nobody has waited for it
-    except (OSError, ValueError):  # gone, or not written yet
+        return program.is_running() and program.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _with_children(program: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [program, *program.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _signal(programs: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for program in programs:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            program.send_signal(number)
+
+
+def _is_here(file: Path) -> bool:
+    """Whether a program's host is this one; elsewhere it ends by itself, as its Ray worker does."""
+    try:
+        return file.read_text().split()[1:] in ([], [socket.gethostname()])
+    except OSError:
+        return False
+
+
+def _running(file: Path) -> psutil.Process | None:
+    """The program whose process id a file holds; None once it has ended."""
+    try:
+        program = psutil.Process(int(file.read_text().split()[0]))
+        command = " ".join(program.cmdline())  # none where nobody has waited for its end
+    except (OSError, ValueError, IndexError, psutil.Error):  # gone, or not written yet
         return None
-    if host and host != [socket.gethostname()]:
-        return None  # it ends by itself, as its Ray worker does
-    return (
-        int(pid) if file.stem.encode() in command else None
-    )  # ids of the dead are given to others
+    return program if file.stem in command else None  # ids of the dead are given to others
 
 
 @contextlib.contextmanager

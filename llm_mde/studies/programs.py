@@ -6,7 +6,7 @@ orderly way.
 
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from llm_mde.studies.process import (
     single_command,
 )
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
+from llm_mde.training.checkpoint import last_step
 
 SCORE, TIME = "val/abs_rel", "step"
 NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "but the GPU has")
@@ -59,20 +60,23 @@ def train(
     ds_config: Path,
     *,
     steps: int | None = None,
-    options: Sequence[str] = (),
+    changing: bool = False,
 ) -> Iterator[Row]:
     """A trial's training run, in processes of its own; yields what it records at evaluations.
 
     The row of the last of `steps` comes when the run has ended: to end it early then would cost
-    its last checkpoint.
+    its last checkpoint. `changing`: it goes on with other settings than it began with.
 
     Raises:
         RuntimeError: it failed; why, in one line.
     """
     recipe = place.folder / f"{place.name}.yaml"
     recipe.write_text(dump(config), encoding="utf-8")
-    words = ["train", "--config", str(recipe), "--ds_config", str(ds_config), *options]
+    words = ["train", "--config", str(recipe), "--ds_config", str(ds_config)]
     sent = 0
+    if changing:
+        words.append("--change-settings")
+        sent = last_step(config.run_dir / "checkpoints")  # what was before is of other values
     for _ in run_program(place, words, log=place.log()):
         for row in evaluations(config.run_dir, after=sent):
             if steps is None or row[TIME] < steps:

@@ -61,13 +61,6 @@ class Rule(Frozen):
         return self
 
     @property
-    def values(self) -> list[Any] | None:
-        """All that it can be; None where that is a range or depends on another path."""
-        if self.value is not None or "value" in self.model_fields_set:
-            return [self.value]
-        return self.choice or self.grid
-
-    @property
     def drawn(self) -> bool:
         """Whether it is drawn by chance."""
         return not (self.grid or self.times or "value" in self.model_fields_set)
@@ -126,6 +119,9 @@ def settled(rules: Rules, choose: Choose, base: Mapping[str, Any]) -> dict[str, 
         rules: of the space.
         choose: the value of a path that is no reference; asked once, and where it is needed.
         base: path -> value of the base's configuration.
+
+    Raises:
+        ConfigError: a multiple of what is no number.
     """
     known: dict[str, Any] = {}
 
@@ -143,9 +139,11 @@ def settled(rules: Rules, choose: Choose, base: Mapping[str, Any]) -> dict[str, 
     def _of(path: str, rule: Rule) -> Any:
         if rule.times is None:
             return choose(path, rule)
-        product = value(rule.times) * rule.by
-        whole = isinstance(value(rule.times), int) and float(rule.by).is_integer()
-        return int(product) if whole else product
+        factor = value(rule.times)
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            raise ConfigError(f"{path}: times {rule.times}: expected a number, got {factor!r}")
+        product = factor * rule.by
+        return int(product) if isinstance(factor, int) and float(rule.by).is_integer() else product
 
     return {path: value(path) for path in rules if holds(path)}
 

@@ -13,7 +13,7 @@ from ray.tune.schedulers import (
 )
 
 from llm_mde.errors import ConfigError
-from llm_mde.studies.programs import TIME
+from llm_mde.studies.programs import SCORE, TIME
 from llm_mde.studies.rules import Rule, settled
 from llm_mde.studies.space import Base, Search
 
@@ -44,7 +44,12 @@ def scheduler_of(search: Search, base: Base, *, steps: int) -> TrialScheduler | 
             f"search.grace {grace}: expected fewer steps than the longest trial has, {steps}"
         )
     if search.scheduler == "median":
-        return MedianStoppingRule(time_attr=TIME, grace_period=grace, min_samples_required=PEERS)
+        return _Median(
+            time_attr=TIME,
+            grace_period=grace,
+            min_samples_required=PEERS,
+            min_time_slice=math.inf,  # none is paused: a run is not stopped and started for nothing
+        )
     if search.scheduler == "pbt":
         return _population(base, every=grace)
     return AsyncHyperBandScheduler(
@@ -54,6 +59,15 @@ def scheduler_of(search: Search, base: Base, *, steps: int) -> TrialScheduler | 
         reduction_factor=search.reduction,
         stop_last_trials=False,  # a run that comes to its end saves before it ends
     )
+
+
+class _Median(MedianStoppingRule):
+    """Ray's, but for trials that fail before their first evaluation, of which it dies."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Ray's hook."""
+        if TIME in result and SCORE in result:
+            super().on_trial_complete(tune_controller, trial, result)
 
 
 def _population(base: Base, *, every: int) -> PopulationBasedTraining:

@@ -46,8 +46,9 @@ def share(asked: Share, *, nodes: Sequence[tuple[int, int]], of: int) -> Devices
     if (asked.cpus or 1) > most_cpus:
         raise ConfigError(_too_many("--cpus-per-trial", asked.cpus or 1, "CPU core", most_cpus))
     if gpus:
-        at_once = asked.at_once or sum(math.floor(on + 1e-9) for on in (g / gpus for _, g in nodes))
-        return Devices(at_once, gpus, asked.cpus or 1)
+        cpus = asked.cpus or 1
+        fit = sum(min(math.floor(g / gpus + 1e-9), c // cpus) for c, g in nodes)
+        return Devices(asked.at_once or max(1, fit), gpus, cpus)
     at_once = asked.at_once or min(all_cpus // (asked.cpus or 1), of)
     return Devices(at_once, 0.0, asked.cpus or max(1, min(all_cpus // at_once, most_cpus)))
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from llm_mde.config import Config, Frozen
+from llm_mde.credentials import redacted
 from llm_mde.errors import ConfigError
 from llm_mde.recipes import find, flat, load, read_yaml
 from llm_mde.studies import rules
@@ -179,7 +180,7 @@ def base_of(space: Space, base: Path | None, *, tiny: bool, sets: list[str]) -> 
         sets: `a.b=c` words for all trials.
 
     Raises:
-        ConfigError: no base.
+        ConfigError: no base, or not one by itself.
     """
     if space.tiny is None and (tiny or base is None):
         raise ConfigError(f"space {space.name}: has no `tiny` part; give --config FILE alone")
@@ -190,8 +191,10 @@ def base_of(space: Space, base: Path | None, *, tiny: bool, sets: list[str]) -> 
         if not base.is_file():
             raise ConfigError(f"{base}: not found; run `make demo` first, or give --config FILE")
     common = space.common | (small.common if small else {})
-    words = (*_words(common), *sets)
-    return Base(space, find(base).absolute(), words, small.divide if small else {})
+    words = [*_words(common), *sets]
+    load(base, sets=words)  # puts credentials into the environment; here words are shown and kept
+    shown = tuple(map(redacted, words))
+    return Base(space, find(base).absolute(), shown, small.divide if small else {})
 
 
 def trial_configs(

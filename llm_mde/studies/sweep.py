@@ -1,8 +1,9 @@
 """Sweeps: every trial is one run of the training program, a child of the sweep's run in MLflow."""
 
 import logging
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from llm_mde.studies.records import Record, Records, State
 from llm_mde.studies.schedule import scheduler_of
 from llm_mde.studies.share import Share
 from llm_mde.studies.space import Base
-from llm_mde.studies.sweep_plan import RECORDS, SEED, Sweep, claim, steps_of
+from llm_mde.studies.sweep_plan import RECORDS, SEED, Sweep, check_settings, claim, steps_of
 from llm_mde.studies.trials import Ended, How, run_trials
 from llm_mde.studies.winner import Training
 from llm_mde.tracking.about import NOTE
@@ -125,13 +126,14 @@ def _run_trials(
     sweep: Sweep, records: Records, *, share: Share, address: str | None, run_id: str | None
 ) -> None:
     """Run those that are not over, and keep how each ends."""
+    check_settings(sweep, records.all)
     over = {name for name, record in records.all.items() if record.over}
     todo = {
         # By `pbt` a trial's settings have changed since it began.
         name: records.all[name].settings if sweep.changing and name in records.all else settings
         for name, settings in sweep.trials.items()
-        # A scheduler judges by the others: it hears of finished trials again, which train nothing.
-        if name not in over or sweep.judged
+        # A scheduler judges by the others: it hears again of trials that are over.
+        if name not in over or (sweep.judged and not sweep.changing)
     }
     left = sweep.total - len(over)
     logger.info("%s: %d trials, %d of them done", sweep.name, sweep.total, len(over))
@@ -142,10 +144,13 @@ def _run_trials(
         _work,
         base=sweep.base,
         ds_config=sweep.ds_config,
-        options=("--change-settings",) if sweep.changing else (),
+        over=frozenset(over),
+        changing=sweep.changing,
         parent_run_id=run_id,
+        folder=Path.cwd(),
     )
-    watch = _Recorder(sweep, records, steps, total=left if sweep.bayes else len(todo))
+    total = left if sweep.bayes else len(todo)
+    watch = _Recorder(sweep, records, steps, total=total, typical=sweep.longest)
     scheduler = scheduler_of(sweep.search, sweep.base, steps=sweep.longest)
     run_of = partial(_run_of, sweep.base) if sweep.changing else None
     how = How(sweep.folder, share, address, scheduler, run_of)
@@ -179,13 +184,22 @@ def _work(
     *,
     base: Base,
     ds_config: Path,
-    options: Sequence[str],
+    over: frozenset[str],
+    changing: bool,
     parent_run_id: str | None,
+    folder: Path,
 ) -> Iterator[Evaluation]:
-    """Train one trial, in a Ray worker."""
+    """Train one trial, in a Ray worker; of one that is over only tell.
+
+    folder: the command's own, where relative paths begin; a cluster's workers begin elsewhere.
+    """
+    os.chdir(folder)
     config = below(base.config_of(place.name, settings), parent_run_id)
+    if place.name in over:
+        yield from evaluations(config.run_dir)
+        return
     steps = steps_of(base, place.name, settings)
-    yield from train(place, config, ds_config, steps=steps, options=options)
+    yield from train(place, config, ds_config, steps=steps, changing=changing)
 
 
 def _run_of(base: Base, name: str, settings: dict[str, Any]) -> Path:
@@ -196,9 +210,15 @@ class _Recorder(Live):
     """Keeps how trials end."""
 
     def __init__(
-        self, sweep: Sweep, records: Records, steps: Mapping[str, int], *, total: int
+        self,
+        sweep: Sweep,
+        records: Records,
+        steps: Mapping[str, int],
+        *,
+        total: int,
+        typical: int,
     ) -> None:
-        super().__init__(steps, total=total)
+        super().__init__(steps, total=total, typical=typical)
         self._sweep, self._records = sweep, records
 
     def started(self, name: str, settings: dict[str, Any]) -> None:
@@ -244,7 +264,7 @@ def _row(sweep: Sweep, record: Record) -> Row:
     found = list(evaluations(config.run_dir))
     best = min(found, key=lambda row: row[SCORE]) if found and not record.error else {}
     return Row(
-        trial=sweep.trial_of(record.name),
+        trial=record.name.removesuffix(f"-s{record.settings.get(SEED)}"),
         seed=config.seed,
         run=config.run_dir,
         settings={path: value for path, value in settings.items() if path != SEED},

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from llm_mde.config import Config
+from llm_mde.credentials import redacted
 from llm_mde.errors import ConfigError
 from llm_mde.recipes import find, flat
 from llm_mde.studies.plan import counted, planned_steps
+from llm_mde.studies.records import Record
+from llm_mde.studies.rules import key
 from llm_mde.studies.space import Base, Search, Space, base_of, read_space, settings_of
 from llm_mde.training.ds import read_ds
 from llm_mde.training.folder import CHANGEABLE, differences, write_whole
@@ -73,11 +76,6 @@ class Sweep:
         values = flat(self.base.config_of(name, settings))
         return {path: values[path] for path in settings}
 
-    def trial_of(self, name: str) -> str:
-        """The trial that a run's name stands for, the same under every seed."""
-        known = self.trials.get(name, {}).get(SEED)
-        return name.removesuffix(f"-s{known}") if known is not None else name
-
 
 def plan_sweep(
     space_file: Path,
@@ -116,10 +114,15 @@ def plan_sweep(
     bayes = space.search.searcher == "optuna"
     if bayes and not space.parameters:
         raise ConfigError(f"space {space.name}: optuna draws parameters, this space has none")
+    if bayes and max_trials is not None and space.search.samples > max_trials:
+        raise ConfigError(
+            f"space {space.name}: {space.search.samples} trials, "
+            f"more than --max-trials {max_trials}"
+        )
     if bayes and seeds > 1:
         raise ConfigError("--seeds: optuna suggests each trial once; give one seed")
     if space.search.scheduler == "pbt":
-        _check_changeable(space)
+        _check_changeable(space, seeds)
     trials = {} if bayes else _under_seeds(start, seeds, max_trials=max_trials)
     named = trials or {"t": {}}
     configs = [start.config_of(name, values) for name, values in named.items()]
@@ -132,10 +135,15 @@ def plan_sweep(
     return Sweep(start, space.search, ds, configs[0], trials, seeds)
 
 
-def _check_changeable(space: Space) -> None:
+def _check_changeable(space: Space, seeds: int) -> None:
     """What population-based training changes in the middle of a run can be changed there."""
     if not space.parameters:
         raise ConfigError(f"space {space.name}: pbt changes parameters, this space has none")
+    if seeds > 1 or any(rule.when for rule in space.parameters.values()):
+        raise ConfigError(
+            f"space {space.name}: pbt lets trials go on from each other: give one seed, and "
+            "parameters without `when`"
+        )
     fixed = [path for path in space.parameters if not path.startswith(CHANGEABLE)]
     if fixed:
         raise ConfigError(
@@ -195,11 +203,29 @@ def claim(sweep: Sweep) -> None:
     }
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        as_read: dict[str, dict[str, Any]] = json.loads(json.dumps(now))
+        as_read: dict[str, dict[str, Any]] = json.loads(redacted(json.dumps(now)))
         parts = (differences(before[part], as_read[part]) for part in now)
         if changed := "; ".join(filter(None, parts)):
             raise ConfigError(
                 f"{sweep.folder}: holds a sweep with other settings: {changed}; give the space "
                 "another name, or choose another folder with --set runs=DIR"
             )
-    write_whole(path, json.dumps(now, indent=1) + "\n")
+    write_whole(path, redacted(json.dumps(now, indent=1)) + "\n")
+
+
+def check_settings(sweep: Sweep, records: Mapping[str, Record]) -> None:
+    """A trial that was begun has the settings it began with.
+
+    Raises:
+        ConfigError: another searcher or seed of the draws gives its name to other ones.
+    """
+    if sweep.changing:
+        return
+    seed = {SEED: sweep.base.plain[SEED]}  # which one seed alone does not say
+    for name, settings in sweep.trials.items():
+        if name in records and key(seed | records[name].settings) != key(seed | settings):
+            raise ConfigError(
+                f"{sweep.folder}: trial {name} ran with {records[name].settings}, now {settings}: "
+                "other draws or another searcher need another name of the space, or another folder "
+                "(--set runs=DIR)"
+            )

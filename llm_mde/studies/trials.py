@@ -7,7 +7,6 @@ process ids lie in files while programs run, so that an interruption ends them i
 
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import redirect_stdout
@@ -20,17 +19,17 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from llm_mde.credentials import URI
 from llm_mde.errors import ConfigError
 from llm_mde.launcher import cores
-from llm_mde.studies.process import ending, gpu_ids
+from llm_mde.studies import lineage
+from llm_mde.studies.process import end, ending, gpu_ids
 from llm_mde.studies.programs import SCORE, TIME, Place, Row
 from llm_mde.studies.share import Share, share
-from llm_mde.training import checkpoint as checkpoints
 
 logger = logging.getLogger(__name__)
 
 LOSSES = 3  # of a node under a trial, after which it counts as failed
-CHECKPOINTS = "checkpoints"  # of a run
 END, ERROR = "trial_ended", "trial_error"  # in the last result of a trial that ended by itself
 
 
@@ -169,7 +168,7 @@ def _set_up_ray(address: str | None) -> None:
             address=address or "local",
             log_to_driver=False,
             logging_level=logging.CRITICAL,
-            **({} if address else own),
+            **({"runtime_env": {"env_vars": _told()}} if address else own),
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
@@ -178,6 +177,11 @@ def _set_up_ray(address: str | None) -> None:
             f"--address {address}: no Ray cluster answers there ({_last_line(error)}); start one "
             "with 'ray start --head', or leave --address out"
         ) from error
+
+
+def _told() -> dict[str, str]:
+    """What workers that others have started must know of our environment."""
+    return {name: os.environ[name] for name in (URI,) if name in os.environ}
 
 
 def _nodes() -> list[tuple[int, int]]:
@@ -237,7 +241,7 @@ class _Trial(tune.Trainable):
         self._make = lambda name, settings: work(
             Place(name, folder, gpus=gpus, threads=threads), settings
         )
-        self._run_of = run_of
+        self._run_of, self._folder = run_of, folder
         self._rows: Iterator[Row] = iter(())
         self.reset_config(config)
 
@@ -267,15 +271,13 @@ class _Trial(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Ray's hook: for another trial, or this one, to go on from."""
         assert self._run_of
-        run = self._run_of(self.trial_name, self._settings)
-        checkpoints.copy_last(run / CHECKPOINTS, Path(checkpoint_dir))
+        lineage.copy(self._run_of(self.trial_name, self._settings), Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: str | None) -> None:
-        """Ray's hook: the program, once it starts, finds these checkpoints alone."""
+        """Ray's hook: the program, once it starts, goes on from these alone."""
         assert self._run_of and checkpoint
-        own = self._run_of(self.trial_name, self._settings) / CHECKPOINTS
-        shutil.rmtree(own, ignore_errors=True)
-        shutil.copytree(checkpoint, own)
+        end([self._folder / f"{self.trial_name}.pid"])  # where another worker had it
+        lineage.adopt(self._run_of(self.trial_name, self._settings), Path(checkpoint))
 
 
 def _last_line(error: object) -> str:

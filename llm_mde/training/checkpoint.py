@@ -167,6 +167,12 @@ def copy_last(folder: Path, into: Path, *, patience_s: float = 600.0) -> None:
     raise CheckpointError(f"{folder}: no checkpoint came in {patience_s:g} s")
 
 
+def last_step(folder: Path) -> int:
+    """Step of the newest checkpoint as `last` has it; 0 without one."""
+    found = _target(folder / "last")
+    return _step(found) if found else 0
+
+
 def _target(pointer: Path) -> Path | None:
     """The folder that `last` or `best` names."""
     return (

@@ -52,6 +52,20 @@ def test_a_lost_worker_s_trial_begins_again_a_failed_one_does_not(
     assert ended["fails"].error == "no luck" and (folder / "fails.began").read_text() == "x"
 
 
+def test_the_median_rule_outlives_a_trial_that_fails_at_once(tmp_path: Path) -> None:
+    trials = {"fails": {"score": 0.1, "fail_at": 1}}
+    trials |= {name: {"score": 0.1} for name in ("a", "b", "c")} | {"bad": {"score": 0.9}}
+    search = Search(scheduler="median", grace=3)
+    base = Base(Space(name="s", trials=trials, search=search), Path("none"), (), {})
+    how = How(tmp_path, Share(1), None, scheduler_of(search, base, steps=STEPS))
+    watch = Live({}, total=len(trials))
+    work_here = partial(work, notes=tmp_path)
+    ended = run_trials(work_here, trials, how, of=len(trials), watch=watch)
+    assert ended["fails"].error == "no luck"
+    assert {name for name, end in ended.items() if end.stopped} == {"bad"}
+    assert [ended[name].error for name in ("a", "b", "c", "bad")] == [None] * 4
+
+
 def test_optuna_suggests_as_many_trials_as_asked_for(tmp_path: Path) -> None:
     rules = {"score": Rule(uniform=(0.0, 1.0))}
     searcher = Bayes(rules, {}, [], seed=0, check=lambda name, settings: None)

@@ -103,6 +103,24 @@ def test_a_program_that_stays_keeps_its_file(
     assert f"process {child.pid} was asked to end and still runs" in caplog.text
 
 
+def test_those_below_a_program_are_waited_for(start: Started, tmp_path: Path) -> None:
+    """DeepSpeed's launcher ends at once; its ranks still save."""
+    code = (
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep({SAVING_S})'])\n"
+        "print(flush=True)\ntime.sleep(60)"
+    )
+    command = [sys.executable, "-S", "-c", code, "pair-a-s0.yaml"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE)
+    start.all.append(child)
+    assert child.stdout is not None and child.stdout.readline()
+    file = tmp_path / "pair-a-s0.pid"
+    file.write_text(f"{child.pid}\n")
+    began = time.monotonic()
+    end([file])
+    assert time.monotonic() - began >= SAVING_S / 2 and child.wait(1) == -signal.SIGTERM
+
+
 def test_ctrl_c_while_programs_save_ends_them_at_once(
     start: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +128,7 @@ def test_ctrl_c_while_programs_save_ends_them_at_once(
     file = tmp_path / "pair-a-s0.pid"
     file.write_text(f"{child.pid}\n")
 
-    def interrupted(_: float) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=interrupted)
@@ -125,7 +143,7 @@ def test_programs_of_another_host_are_left_to_it(start: Started, tmp_path: Path)
     file = tmp_path / "pair-a-s0.pid"
     file.write_text(f"{child.pid} elsewhere\n")
     end([file])
-    assert child.poll() is None
+    assert child.poll() is None and file.exists()
 
 
 def test_ray_is_our_own_with_the_gpus_that_we_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,8 @@ ROOMS = (
     ("inference.", "card adapter image predict score pretrained export"),
     (
         "studies.",
-        "process told demo rules space paper summary grid document tables report runs comparison "
-        "compare share programs "
+        "process told demo rules space paper summary grid document tables report lineage runs "
+        "comparison compare share programs "
         "trials live records labels board factors importance effects findings winner sensitivity "
         "schedule bayes plan sweep_plan forecast sweep results agenda attempt experiments",
     ),

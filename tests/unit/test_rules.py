@@ -127,3 +127,9 @@ def test_unknown_paths_and_circles_are_named(space: dict[str, Rule], message: st
 def test_a_grid_search_over_a_range_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match=r"s: optim\.lr: .*got a range; list them, or draw"):
         all_of({LR: Rule(uniform=(0, 1))}, BASE, "s")
+
+
+def test_a_multiple_of_what_is_no_number_is_refused() -> None:
+    base = BASE | {"train.max_steps": None}
+    with pytest.raises(ConfigError, match="optim.warmup: times train.max_steps: .*got None"):
+        all_of({"optim.warmup": Rule(times="train.max_steps", by=0.1)}, base, "s")

@@ -19,6 +19,7 @@ from llm_mde.studies.share import Devices, Share, share
         (Share(gpus=0.25), [(64, 4)], 24, Devices(16, 0.25, 1)),
         (Share(gpus=2), [(64, 4)], 24, Devices(2, 2, 1)),
         (Share(gpus=2), [(64, 3), (64, 3)], 24, Devices(2, 2, 1)),  # no trial on two nodes
+        (Share(gpus=0.25, cpus=8), [(16, 1)], 24, Devices(2, 0.25, 8)),  # cores are what lacks
         (Share(gpus=0), [(8, 4)], 24, Devices(8, 0.0, 1)),
         (Share(), [(2, 0), (2, 0)], 24, Devices(4, 0.0, 1)),
         (Share(at_once=1), [(2, 0), (2, 0)], 24, Devices(1, 0.0, 2)),

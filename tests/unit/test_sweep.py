@@ -19,6 +19,7 @@ from llm_mde.studies.trials import Ended
 from tests.support.shards import write_shards
 
 SPACE = "name: pair\nparameters: {optim.lr: {grid: [1.0e-3, 2.0e-3]}}\n"
+TEXTS = (".json", ".jsonl", ".csv", ".md", ".html", ".yaml", ".log")
 Plan = Callable[..., Sweep]
 Run = Callable[..., Leaderboard]
 
@@ -174,6 +175,46 @@ def test_more_samples_go_on_with_the_same_ones(plan: Plan, run: Run, started: li
     assert started == ["t000", "t001", "t002", "t003"]
 
 
+def test_other_draws_under_the_same_name_are_refused(plan: Plan, run: Run) -> None:
+    text = "name: drawn\nparameters: {optim.lr: {choice: [1.0e-3, 2.0e-3, 3.0e-3, 4.0e-3]}}\n"
+    run(plan(text, samples=2))
+    with pytest.raises(ConfigError, match=r"runs/drawn: trial t00. ran with .* now "):
+        run(plan(text, searcher="grid"))
+    with pytest.raises(ConfigError, match=r"runs/drawn: trial t00. ran with .* now "):
+        run(plan(text.replace("}}", "}}\nsearch: {seed: 5}"), samples=2))
+
+
+def test_a_board_of_fewer_seeds_still_knows_the_others(plan: Plan, run: Run) -> None:
+    run(plan(seeds=3))
+    board = run(plan())
+    assert {row.trial for row in board.rows} == {"t000", "t001"} and len(board.rows) == 6
+
+
+def test_a_population_s_finished_trials_are_left_alone(
+    plan: Plan, run: Run, started: list[str]
+) -> None:
+    run(plan(scheduler="pbt"), cut=2)
+    run(plan(scheduler="pbt"))
+    assert started == ["t000", "t001", "t001"]
+    for words, text in (
+        ({"seeds": 2}, SPACE),
+        ({}, SPACE.replace("}}", "}, seed: {value: 1}}")),
+        ({}, SPACE.replace("]}", "], when: {train.loss: silog}}")),
+    ):
+        with pytest.raises(ConfigError, match="space pair: .*pbt"):
+            plan(text, scheduler="pbt", **words)
+
+
+def test_a_password_in_the_words_of_a_sweep_stays_out_of_its_files(
+    plan: Plan, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    sweep = plan(sets=("tracking.uri=postgresql://me:secret@host/db",))
+    board = run(sweep)
+    said = "".join(path.read_text() for path in board.folder.rglob("*") if path.suffix in TEXTS)
+    assert "postgresql://***@host/db" in said and "secret" not in said
+
+
 def test_every_trial_lost_is_an_error_that_says_why(plan: Plan, run: Run) -> None:
     with pytest.raises(ConfigError, match="pair: every trial failed; the first: no luck"):
         run(plan(), fail=("t000", "t001"))
@@ -191,6 +232,7 @@ def test_resume_of_nothing_is_refused(plan: Plan) -> None:
         (["--scheduler", "hyper"], "'hyper' is not one of"),
         (["--max-trials", "1"], "2 trials, more than --max-trials 1"),
         (["--searcher", "optuna", "--seeds", "2"], "optuna suggests each trial once"),
+        (["--searcher", "optuna", "--samples", "9999"], "9999 trials, more than --max-trials 500"),
         (["--resume"], "holds no sweep"),
     ],
 )
