@@ -165,10 +165,9 @@ def largest_relative(got, want):
     return ((got - want).abs() / want.abs()).max().item()
 
 
-def test_no_memory_stays_in_the_machine_when_ranks_have_ended(ran):
-    for rank in ran[2]:  # each has its own and the other's mapped, neither has a name any more
-        assert len(rank["shared"]) >= 2
-        assert all(line.endswith("(deleted)") for line in rank["shared"])
+def test_ranks_share_no_memory_that_would_stay_when_they_have_ended(ran):
+    """DeepSpeed's op for CPUs would leave 69 MB of each rank in /dev/shm for good."""
+    assert [rank["shared"] for rank in ran[2]] == [[], []]
 
 
 @pytest.mark.parametrize("tune", TUNED)
