@@ -1,6 +1,6 @@
 """What a sweep costs beside the training itself, and what a second core brings.
 
-    python -m benchmarks.sweep --work sweep --trials 8 --json sweep.json
+    python -m benchmarks.sweep --work sweep --trials 6 --steps 240 --json sweep.json
 
 The same trials on the CPU, one thread each: as plain runs of `llm-mde train` one after the other on
 one core, as a sweep on one core, and as a sweep on two. Each way starts anew. Time that a trial
@@ -37,17 +37,18 @@ CONFIG: dict[str, Any] = {
         "head": {"widths": [64, 32, 16, 16]},
     },
     "data": {"workers": 0, "cache": True},
-    "train": {"batch": 8, "max_steps": 60, "eval_every": 2, "figures": 0},
+    "train": {"batch": 8, "eval_every": 4, "patience": 99, "figures": 0},
 }
 
 
-def prepare(work: Path, trials: int) -> None:
+def prepare(work: Path, trials: int, steps: int) -> None:
     """Rooms, their shards, the base, the space; what is there stays."""
     if not (work / "shards" / "index.jsonl").is_file():
         synth(work / "raw", scenes=30, frames=4, seed=0)
         pack([work / "raw"], out=work / "shards", settings=PackSettings(shard_size=32, seed=0))
     config = CONFIG | {"runs": str(work / "runs"), "data": CONFIG["data"] | {"shards": None}}
     config["data"]["shards"] = str(work / "shards")
+    config["train"] = CONFIG["train"] | {"max_steps": steps}
     config["tracking"] = {"uri": f"sqlite:///{work}/mlflow.db"}
     (work / "base.yaml").write_text(yaml.safe_dump(config))
     space = {"name": "cost", "trials": {f"t{n}": {"seed": SEEDS + n} for n in range(trials)}}
@@ -93,12 +94,13 @@ def main() -> None:
     """Three ways, a table, the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for data and runs")
-    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     work = args.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    prepare(work, args.trials)
+    prepare(work, args.trials, args.steps)
     base = ["--config", str(work / "base.yaml")]
     plain = [
         ["train", *base, "--set", f"name=plain{n}", "--set", f"seed={SEEDS + n}"]
@@ -120,7 +122,7 @@ def main() -> None:
             "beyond_s": seconds * cores / args.trials - sum(trained) / len(trained),
         }
         print(f"{name}: {seconds:.0f} s", flush=True)
-    print(f"\n{args.trials} trials of {CONFIG['train']['max_steps']} steps\n")
+    print(f"\n{args.trials} trials of {args.steps} steps\n")
     print("| way | all [s] | trials/h | training of one [s] | beyond it, a core [s] |")
     print("|---|---:|---:|---:|---:|")
     for name, row in rows.items():
