@@ -91,9 +91,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    chaos.prepare(args.work)
+    chaos.prepare(args.work, steps=STEPS)
     tree = yaml.safe_load((args.work / "run.yaml").read_text())
-    tree["train"] |= {"max_steps": STEPS, "save_steps": 4}
+    tree["train"] |= {"save_steps": 4}
     (args.work / "run.yaml").write_text(yaml.safe_dump(tree))
     rows = []
     print("| ZeRO | accumulation | ranks | from step | every bit | losses apart, relative |")
