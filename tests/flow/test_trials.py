@@ -112,6 +112,5 @@ def test_the_worst_of_a_population_goes_on_from_the_best(tmp_path: Path) -> None
         name: read_state(choose(tmp_path / f"run-{name}" / "checkpoints", "auto")) for name in "ab"
     }
     assert last == {name: {"step": STEPS, "of": "a"} for name in "ab"}
-    assert watch.heard["a"] == [0.1]
     first, *later = watch.heard["b"]
     assert first == 0.4 and later and all(0.1 <= lr <= 0.4 for lr in later)
