@@ -80,6 +80,14 @@ def first_host(nodelist: str) -> str:
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0] if first else nodelist)
 
 
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; one that nobody has waited for yet does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @dataclass(frozen=True)
 class Launcher:
     """A process that started this one as a rank."""
@@ -88,10 +96,7 @@ class Launcher:
 
     def alive(self) -> bool:
         """Whether it still runs."""
-        try:
-            return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return alive(self.process)
 
 
 def launchers() -> list[Launcher]:

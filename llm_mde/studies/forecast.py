@@ -18,7 +18,7 @@ from llm_mde.studies.process import gpu_ids
 from llm_mde.studies.records import Records
 from llm_mde.studies.share import Devices, Share, share
 from llm_mde.studies.space import short
-from llm_mde.studies.sweep_plan import RECORDS, Sweep, steps_of
+from llm_mde.studies.sweep_plan import RECORDS, Sweep
 
 MICRO_BATCH = 8  # images of a measured pass, at most
 PASSES = 3  # the fastest counts: the first ones warm up
@@ -33,7 +33,6 @@ class Forecast:
     sweep: Sweep
     states: Mapping[str, str]
     """Trial -> done, stopped, failed, begun or to do."""
-    steps: dict[str, int]
     devices: Devices
     image_s: float
     """Seconds that an image takes to train on."""
@@ -46,7 +45,7 @@ class Forecast:
             {
                 "trial": name,
                 "settings": self.sweep.as_run(name, settings),
-                "steps": self.steps[name],
+                "steps": self.sweep.steps[name],
             }
             | {"state": self.states.get(name, "to do")}
             for name, settings in self.sweep.trials.items()
@@ -68,7 +67,7 @@ class Forecast:
         for name, settings in as_run.items():
             own = [f"{short(p)}={v}" for p, v in settings.items() if p not in common]
             state = self.states.get(name, "to do")
-            lines.append(f"{name}  {' '.join(own) or '-'}  steps {self.steps[name]}  {state}")
+            lines.append(f"{name}  {' '.join(own) or '-'}  steps {self.sweep.steps[name]}  {state}")
         if sweep.bayes:
             over = dict(Counter(self.states.values()))
             lines.append(f"{sweep.total} trials that Optuna suggests as they go on; so far: {over}")
@@ -95,15 +94,14 @@ def forecast(sweep: Sweep, asked: Share) -> Forecast:
     devices = share(asked, nodes=[(cores(), gpus)], of=sweep.total)
     records = Records(sweep.folder / RECORDS, write=False).all
     states = {name: record.state for name, record in records.items()}
-    steps = {name: steps_of(sweep.base, name, one) for name, one in sweep.trials.items()}
     image_s = _image_s(sweep.config, devices)
     left = [name for name in sweep.trials if not (name in records and records[name].over)]
-    each = [_images(sweep, sweep.trials[name], steps[name]) * image_s for name in left]
+    each = [_images(sweep, sweep.trials[name], sweep.steps[name]) * image_s for name in left]
     if sweep.bayes:
         still = sweep.total - sum(record.over for record in records.values())
         each = [_images(sweep, {}, sweep.longest) * image_s] * still
     seconds = sum(one + START_S for one in each) / max(1, min(devices.at_once, len(each)))
-    return Forecast(sweep, states, steps, devices, image_s=image_s, seconds=seconds)
+    return Forecast(sweep, states, devices, image_s=image_s, seconds=seconds)
 
 
 def _images(sweep: Sweep, settings: dict[str, Any], steps: int) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from llm_mde.launcher import free_port, visible_devices
+from llm_mde.launcher import alive, free_port, visible_devices
 from llm_mde.locks import locked
 from llm_mde.training.stopping import REQUEUE
 
@@ -120,23 +120,16 @@ def end(files: Iterable[Path]) -> None:
         _signal(programs, signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE_S
         # Not psutil's waiting, which takes a child's exit code from who started it.
-        while any(map(_alive, everything)) and time.monotonic() < deadline:
+        while any(map(alive, everything)) and time.monotonic() < deadline:
             time.sleep(0.1)
     except KeyboardInterrupt:
         _signal(everything, signal.SIGKILL)
         raise
     for file, program in found.items():
-        if program and _alive(program):
+        if program and alive(program):
             logger.warning("%s: process %d was asked to end and still runs", file, program.pid)
         else:
             file.unlink(missing_ok=True)
-
-
-def _alive(program: psutil.Process) -> bool:
-    try:
-        return program.is_running() and program.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _with_children(program: psutil.Process) -> list[psutil.Process]:

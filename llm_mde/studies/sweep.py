@@ -12,6 +12,7 @@ from typing import Any
 from llm_mde.data.index import open_index
 from llm_mde.errors import ConfigError
 from llm_mde.progress import duration
+from llm_mde.recipes import flat
 from llm_mde.scoring.metrics import METRICS
 from llm_mde.studies import sensitivity
 from llm_mde.studies.board import BOARD, Leaderboard, Row, ranked
@@ -139,7 +140,7 @@ def _run_trials(
     logger.info("%s: %d trials, %d of them done", sweep.name, sweep.total, len(over))
     if left <= 0:
         return
-    steps = {name: steps_of(sweep.base, name, settings) for name, settings in todo.items()}
+    steps = {name: sweep.steps[name] for name in todo}
     work = partial(
         _work,
         base=sweep.base,
@@ -260,14 +261,14 @@ def board_of(sweep: Sweep, records: Records) -> Leaderboard:
 
 def _row(sweep: Sweep, record: Record) -> Row:
     config = sweep.base.config_of(record.name, record.settings)
-    settings = sweep.as_run(record.name, record.settings)
+    values = flat(config)
     found = list(evaluations(config.run_dir))
     best = min(found, key=lambda row: row[SCORE]) if found and not record.error else {}
     return Row(
         trial=record.name.removesuffix(f"-s{record.settings.get(SEED)}"),
         seed=config.seed,
         run=config.run_dir,
-        settings={path: value for path, value in settings.items() if path != SEED},
+        settings={path: values[path] for path in record.settings if path != SEED},
         scores={key: value for key, value in best.items() if "/" in key},
         seconds=record.seconds,
         steps=found[-1][TIME] if found else 0,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,16 @@ class Sweep:
     """A space with all that is needed to run it."""
 
     base: Base
-    search: Search
     ds_config: Path
     config: Config
     """Of a trial: what all of them share."""
     trials: dict[str, dict[str, Any]]
     """Name -> settings, the seed among them; none where Optuna suggests them."""
-    seeds: int
+
+    @property
+    def search(self) -> Search:
+        """How the space is gone through."""
+        return self.base.space.search
 
     @property
     def name(self) -> str:
@@ -65,11 +69,15 @@ class Sweep:
         """Trials in all."""
         return self.search.samples if self.bayes else len(self.trials)
 
+    @cached_property
+    def steps(self) -> dict[str, int]:
+        """Optimizer steps of each trial that is known."""
+        return {name: steps_of(self.base, name, one) for name, one in self.trials.items()}
+
     @property
     def longest(self) -> int:
         """Optimizer steps of the longest trial."""
-        named = self.trials or {"": {}}
-        return max(steps_of(self.base, name or "t", values) for name, values in named.items())
+        return max(self.steps.values()) if self.steps else steps_of(self.base, "t", {})
 
     def as_run(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Settings as the configuration has them: ranks divided for a tiny model."""
@@ -132,7 +140,7 @@ def plan_sweep(
     for config in configs:
         counted(str(config.data.shards), config.data.train_split)
         counted(str(config.data.shards), config.data.val_split)
-    return Sweep(start, space.search, ds, configs[0], trials, seeds)
+    return Sweep(start, ds, configs[0], trials)
 
 
 def _check_changeable(space: Space, seeds: int) -> None:

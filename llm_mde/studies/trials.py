@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -238,10 +239,8 @@ class _Trial(tune.Trainable):
         threads: int,
     ) -> None:
         """Ray's hook."""
-        self._make = lambda name, settings: work(
-            Place(name, folder, gpus=gpus, threads=threads), settings
-        )
-        self._run_of, self._folder = run_of, folder
+        self._work, self._run_of = work, run_of
+        self._place = partial(Place, folder=folder, gpus=gpus, threads=threads)
         self._rows: Iterator[Row] = iter(())
         self.reset_config(config)
 
@@ -249,7 +248,7 @@ class _Trial(tune.Trainable):
         """Ray's hook: another trial in this process, which took seconds to start."""
         self.cleanup()
         self._settings = new_config["trial"]["settings"]
-        self._rows = self._make(self.trial_name, self._settings)
+        self._rows = self._work(self._place(self.trial_name), self._settings)
         self._row: Row = {}
         return True
 
@@ -276,7 +275,7 @@ class _Trial(tune.Trainable):
     def load_checkpoint(self, checkpoint: str | None) -> None:
         """Ray's hook: the program, once it starts, goes on from these alone."""
         assert self._run_of and checkpoint
-        end([self._folder / f"{self.trial_name}.pid"])  # where another worker had it
+        end([self._place(self.trial_name).pid_file])  # where another worker had it
         lineage.adopt(self._run_of(self.trial_name, self._settings), Path(checkpoint))
 
 

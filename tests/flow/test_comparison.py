@@ -27,8 +27,7 @@ from tests.support.browser import (
     differing_parameters,
     new_page,
 )
-from tests.support.shards import write_shards
-from tests.support.sweep import BASE, run_space
+from tests.support.sweep import run_space, write_place
 
 SPACE = """
 name: pair
@@ -43,12 +42,7 @@ DIFFER = {"model.vit.lora.r": ("2", "8"), "model.vit.lora.alpha": ("4.0", "16.0"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("comparison")
-    write_shards(folder / "shards", [4])
-    write_shards(folder / "shards", [3], split="val")
-    (folder / "base.yaml").write_text(BASE.format(place=folder))
-    (folder / "space.yaml").write_text(SPACE)
-    return folder
+    return write_place(tmp_path_factory.mktemp("comparison"), SPACE, val=3)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from llm_mde.studies.board import Leaderboard
 from llm_mde.studies.records import Records
 from llm_mde.studies.sweep_plan import RECORDS
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics
-from tests.support.shards import write_shards
-from tests.support.sweep import BASE, run_space
+from tests.support.sweep import run_space, write_place
 
 SPACE = """
 name: pair
@@ -27,12 +26,7 @@ trials:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sweep")
-    write_shards(folder / "shards", [4])
-    write_shards(folder / "shards", [2], split="val")
-    (folder / "base.yaml").write_text(BASE.format(place=folder))
-    (folder / "space.yaml").write_text(SPACE)
-    return folder
+    return write_place(tmp_path_factory.mktemp("sweep"), SPACE, val=2)
 
 
 @pytest.fixture(scope="module")

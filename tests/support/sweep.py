@@ -7,6 +7,7 @@ from llm_mde.studies.board import Leaderboard
 from llm_mde.studies.share import Share
 from llm_mde.studies.sweep import run_sweep
 from llm_mde.studies.sweep_plan import Sweep, plan_sweep
+from tests.support.shards import write_shards
 
 BASE = """
 model:
@@ -20,6 +21,15 @@ runs: {place}/runs
 train: {{epochs: 1, log_every: 1, figures: 0}}
 tracking: {{uri: "sqlite:///{place}/mlflow.db"}}
 """
+
+
+def write_place(folder: Path, space: str, *, val: int) -> Path:
+    """A folder with shards of 4 and `val` samples, `base.yaml` and `space.yaml`."""
+    write_shards(folder / "shards", [4])
+    write_shards(folder / "shards", [val], split="val")
+    (folder / "base.yaml").write_text(BASE.format(place=folder))
+    (folder / "space.yaml").write_text(space)
+    return folder
 
 
 def plan_space(place: Path) -> Sweep:
