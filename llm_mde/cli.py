@@ -11,7 +11,7 @@ import typer
 from llm_mde import __version__
 from llm_mde.commands import models, shards, studies, track
 from llm_mde.commands.options import INTERRUPTED, MISTAKE
-from llm_mde.errors import DataError, LlmMdeError
+from llm_mde.errors import LlmMdeError
 from llm_mde.launcher import launched_rank
 from llm_mde.progress import log_to_stderr
 
@@ -41,9 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = app(args=words or ["--help"], prog_name="llm-mde", standalone_mode=False)
     except LlmMdeError as error:
-        # What is wrong with data may be known to one rank alone; all else is wrong on all of them.
-        met_alone = isinstance(error, DataError)
-        if not error.said_elsewhere and (launched_rank() == 0 or met_alone):
+        if not error.said_elsewhere and (launched_rank() == 0 or error.met_alone):
             print(f"{command}: {error}", file=sys.stderr)
         return MISTAKE
     except typer.TyperException as error:
@@ -94,7 +92,7 @@ COMMANDS = (
     (
         "train",
         models.train,
-        "deepspeed --module llm_mde train --ds_config launch/ds/zero2.json "
+        "deepspeed --module llm_mde train --ds_config launch/ds/zero1.json "
         "--config launch/nyu.yaml --set data.shards=/data/nyu_shards",
     ),
     ("doctor", models.doctor, "torchrun --nproc-per-node 2 -m llm_mde doctor --dist"),

@@ -10,6 +10,8 @@ class LlmMdeError(Exception):
 
     said_elsewhere = False
     """Another rank met it and says it; on this rank it only ends the program."""
+    met_alone = False
+    """One rank may be the only one to know of it; all else is wrong on all of them."""
 
 
 class ConfigError(LlmMdeError):
@@ -19,6 +21,8 @@ class ConfigError(LlmMdeError):
 class DataError(LlmMdeError):
     """A raw scene, shard, image or folder that is missing, broken or of the wrong kind."""
 
+    met_alone = True
+
 
 class StoreError(DataError):
     """A store of files that cannot be reached, or refuses; what lies in it may be whole."""
@@ -26,3 +30,9 @@ class StoreError(DataError):
 
 class CheckpointError(LlmMdeError):
     """A checkpoint, adapter or backbone that is missing, damaged or made for another model."""
+
+
+class MemoryFullError(LlmMdeError):
+    """A GPU without room for what a step needs."""
+
+    met_alone = True

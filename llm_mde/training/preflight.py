@@ -198,6 +198,15 @@ def saved_bytes(model: DepthModel, batch: Mapping[str, Any], config: Config) -> 
     return sum(storages.values())
 
 
+def memory_full(error: torch.OutOfMemoryError) -> str:
+    """What CUDA's allocator says of a step that does not fit, and what to do."""
+    told = str(error).partition("If reserved but unallocated")[0].strip()
+    return (
+        f"{told} Lower train.micro_batch (a run that has begun starts over: --resume never), or "
+        "take more ranks or a higher ZeRO stage (--ds_config launch/ds/zero3.json)"
+    )
+
+
 def _check_disk(config: Config, found: Need) -> None:
     """Room for `train.keep` checkpoints, the best one, and one that is being written."""
     kept = config.train.keep + 2

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llm_mde import dist
 from llm_mde.config import Config
 from llm_mde.data.cache import DiskCache
@@ -14,7 +16,7 @@ from llm_mde.data.kept import disk_cache
 from llm_mde.data.pixels import Shape
 from llm_mde.data.plan import Part, Plan
 from llm_mde.data.stream import training_batches
-from llm_mde.errors import ConfigError
+from llm_mde.errors import ConfigError, MemoryFullError
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.scoring.baselines import Baselines, baselines_of
 from llm_mde.tracking.tracker import Status
@@ -24,7 +26,7 @@ from llm_mde.training.engine import Engine, micro_batch, resolve_ds, start
 from llm_mde.training.folder import alone, check_same, claim, identities, settings_of
 from llm_mde.training.identity import identity, write_about
 from llm_mde.training.loop import fit
-from llm_mde.training.preflight import Need, check
+from llm_mde.training.preflight import Need, check, memory_full
 from llm_mde.training.record import open_record, written
 from llm_mde.training.run import Export, Run, Standing
 from llm_mde.training.statistics import StepStatistics
@@ -60,6 +62,7 @@ def train(
             with; a loss that is not finite.
         DataError: no usable shards.
         CheckpointError: the named checkpoint, or all of them, are damaged.
+        MemoryFullError: this rank's GPU has no room for a step.
     """
     settings = config.train
     ranks = dist.join(timeout_s=settings.timeout, deterministic=settings.deterministic)
@@ -80,6 +83,8 @@ def train(
                 config, ds, ranks=ranks, resume=resume, export=export, changes=changes
             )
             return follow(run, standing, asked=asked)
+    except torch.OutOfMemoryError as error:
+        raise MemoryFullError(memory_full(error)) from error
     except RuntimeError as error:  # of torch, in a collective that others did not come to, perhaps
         if ranks.pulse and ranks.pulse.blame() and dist.failed_in_group(error):
             raise SystemExit(LOST) from error  # it is said who; where this rank waited says nothing

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from llm_mde import __version__
@@ -109,7 +111,7 @@ def test_help_of_a_command_has_an_example_that_parses(command: str, capsys) -> N
     [
         ("synth", ["[default: 20;", "[default: (one a core)", "0 to 1", "640x480 pixels"]),
         ("pack", ["[default: auto]", "[default: 256;", "Lossless 16-bit depth"]),
-        ("train", ["[default: launch/ds/zero2.json]", "[default: auto]", "--ds_config"]),
+        ("train", ["[default: launch/ds/zero1.json]", "[default: auto]", "--ds_config"]),
         ("eval", ["[default: test]", "[default: 8;", "metres"]),
         ("predict", ["millimetres", "[required]"]),
         ("sweep", ["(what fits)"]),
@@ -328,3 +330,23 @@ def test_the_console_command_ends_with_its_code_and_all_that_was_said() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (75, "thread\nat exit\n", "")
+
+
+def test_a_gpu_that_is_full_in_a_step_is_a_mistake_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], shards: Path
+) -> None:
+    from llm_mde.training import train
+
+    told = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB."
+    advice = " If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF"
+
+    def full(*args: Any, **how: Any) -> None:
+        raise torch.OutOfMemoryError(told + advice)
+
+    write_shards(shards, [2], split="val")
+    monkeypatch.setattr(train, "prepare", full)
+    sets = [f"data.shards={shards}", f"runs={shards.parent}", "tracking.mlflow=false"]
+    words = ["train", "--config", "launch/demo.yaml"]
+    assert main([*words, *(word for one in sets for word in ("--set", one))]) == 2
+    *_, line = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"llm-mde train: {told} Lower train.micro_batch")
