@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint unit ranks clean
+.PHONY: install demo test lint unit ranks gpu clean
 
 install: .venv/installed
 
@@ -17,7 +17,7 @@ install: .venv/installed
 demo: install
 	$(BIN)/llm-mde demo --out demo --seed $(or $(SEED),0)
 
-test: lint unit ranks
+test: lint unit ranks gpu
 
 lint: install
 	$(BIN)/ruff check .
@@ -31,6 +31,10 @@ unit: install
 ranks: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
 	  tests/ranks tests/flow
+
+# Skips without one. Files one after the other, for they share it.
+gpu: install
+	$(BIN)/python -m pytest -q -m gpu -rs tests/gpu
 
 clean:
 	rm -rf demo

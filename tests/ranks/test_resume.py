@@ -14,25 +14,25 @@ import sys
 import pytest
 import torch
 
-from benchmarks.chaos import CLOCKS
 from llm_mde import dist
 from llm_mde.errors import CheckpointError, ConfigError
 from llm_mde.recipes import dump
 from llm_mde.training import checkpoint
 from llm_mde.training.stopping import DONE, REQUEUE
 from tests.support.ranks import run_ranks
-from tests.support.training import LORA, begin, ds_json, make_shards, tiny_config, watched_run
+from tests.support.training import (
+    RESUMED,
+    assert_the_same,
+    begin,
+    ds_json,
+    make_shards,
+    same,
+    steady,
+    tiny_config,
+    watched_run,
+)
 
 STAGES = (0, 1, 2, 3)
-# A frozen ViT with adapters, a BERT that trains. Three micro-batches a step on each rank: three
-# steps an epoch, so there are stops in both epochs, before, at and after an evaluation.
-CHANGES = {
-    "model__vit": LORA["model__vit"],
-    "train__batch": 12,
-    "train__max_steps": 5,
-    "train__eval_every": 1,
-    "train__save_steps": 2,
-}
 STOPS = (1, 2, 3, 4)  # every step, one after the other
 POISON = 2  # the global batch in which the last rank's losses are not numbers
 # The same without accumulation, and in bf16.
@@ -74,7 +74,7 @@ def run_cases(rank, folder):
 
 
 def run(folder, name, stage, changes=None, ds=None, *, offload=False, **how):
-    config = tiny_config(folder / "shards", folder, name, **CHANGES | (changes or {}))
+    config = tiny_config(folder / "shards", folder, name, **RESUMED | (changes or {}))
     return watched_run(config, ds_json(stage, offload=offload, **ds or {}), **how)
 
 
@@ -184,22 +184,6 @@ def ran(tmp_path_factory):
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
-def same(got, want):
-    """Equal to the last bit, tensors in lists and mappings included."""
-    if isinstance(want, torch.Tensor):
-        return torch.equal(got, want)
-    if isinstance(want, dict):
-        return list(got) == list(want) and all(same(got[key], want[key]) for key in want)
-    if isinstance(want, list):
-        return len(got) == len(want) and all(map(same, got, want))
-    return got == want
-
-
-def steady(rows):
-    """What is logged, without clocks."""
-    return [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in rows]
-
-
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_in_three_parts_is_the_whole_run(ran, stage, rank):
@@ -256,20 +240,6 @@ def test_a_batch_whose_gradient_is_not_finite_moves_nothing(ran, stage):
         == f"left out a batch after step 2: a loss of samples {', '.join(lost)} is not finite"
     )
     assert "after step 2: the gradient is not finite" in ran[0][f"poisoned {stage}, heard"][0]
-
-
-def assert_the_same(whole, parts):
-    end = parts[-1]
-    assert [keys for part in parts for keys in part.keys] == whole.keys
-    assert same([s for part in parts for s in part.statistics], whole.statistics)
-    assert len(whole.moments) > 0
-    # Masters and moments as saved, whole; then moments as they lie on each rank.
-    mean = "ema.safetensors" in whole.files
-    assert len(whole.files) == 3 + mean and end.files == whole.files
-    assert same(end.moments, whole.moments)
-    assert end.lr == whole.lr
-    assert same(end.state, whole.state)
-    assert steady(end.rows) == steady(whole.rows)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

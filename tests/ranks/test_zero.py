@@ -24,7 +24,15 @@ from llm_mde.training.state import make_moments
 from llm_mde.training.stopping import DONE
 from llm_mde.training.validate import validate
 from tests.support.ranks import run_ranks
-from tests.support.training import LORA, begin, ds_json, make_shards, tiny_config, watch
+from tests.support.training import (
+    LORA,
+    begin,
+    ds_json,
+    largest_relative,
+    make_shards,
+    tiny_config,
+    watch,
+)
 
 STAGES = (0, 1, 2, 3)
 TUNED = {"full": {}, "lora": LORA}
@@ -159,10 +167,6 @@ def ran(tmp_path_factory):
 
 def losses(case):
     return torch.tensor(case["seen"].train(), dtype=torch.float64)
-
-
-def largest_relative(got, want):
-    return ((got - want).abs() / want.abs()).max().item()
 
 
 def test_ranks_share_no_memory_that_would_stay_when_they_have_ended(ran):

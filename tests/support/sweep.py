@@ -39,7 +39,7 @@ def plan_space(place: Path) -> Sweep:
         base=place / "base.yaml",
         tiny=False,
         sets=[],
-        ds_config=shipped("launch/ds/zero2.json"),
+        ds_config=shipped("launch/ds/zero1.json"),
         search={},
     )
 

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from benchmarks.chaos import CLOCKS
 from llm_mde import dist
 from llm_mde.config import Config
 from llm_mde.recipes import build
@@ -70,6 +71,16 @@ LORA = {
     "model__llm": {"name": "random:tiny:1", "tune": "lora", "lora": {"r": 4, "alpha": 8}},
 }
 
+# A frozen ViT with adapters, a BERT that trains. Three micro-batches a step on each rank: three
+# steps an epoch, so there are stops in both epochs, before, at and after an evaluation.
+RESUMED = {
+    "model__vit": LORA["model__vit"],
+    "train__batch": 12,
+    "train__max_steps": 5,
+    "train__eval_every": 1,
+    "train__save_steps": 2,
+}
+
 
 def ds_json(
     stage: int, *, whole_below: int = 10_000, offload: bool = False, **more: Any
@@ -117,7 +128,8 @@ def moments(engine: Any) -> list[Tensor]:
 
 def begin(config: Config, ds: dict[str, Any], *, resume: str = "auto"):
     """A run and where it stands, in the process group of this rank."""
-    ranks = dist.Ranks(dist.rank(), dist.world(), dist.rank(), torch.device("cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ranks = dist.Ranks(dist.rank(), dist.world(), dist.rank(), device)
     return train.prepare(config, ds, ranks=ranks, resume=resume, export=no_export)
 
 
@@ -179,3 +191,37 @@ def watch(
     lines = (run.config.run_dir / "metrics.jsonl").read_text().splitlines()
     seen.rows = [json.loads(line) for line in lines]
     return seen
+
+
+def largest_relative(got, want):
+    return ((got - want).abs() / want.abs()).max().item()
+
+
+def same(got, want):
+    """Equal to the last bit, tensors in lists and mappings included."""
+    if isinstance(want, torch.Tensor):
+        return torch.equal(got, want)
+    if isinstance(want, dict):
+        return list(got) == list(want) and all(same(got[key], want[key]) for key in want)
+    if isinstance(want, list):
+        return len(got) == len(want) and all(map(same, got, want))
+    return got == want
+
+
+def steady(rows):
+    """What is logged, without clocks."""
+    return [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in rows]
+
+
+def assert_the_same(whole, parts):
+    end = parts[-1]
+    assert [keys for part in parts for keys in part.keys] == whole.keys
+    assert same([s for part in parts for s in part.statistics], whole.statistics)
+    assert len(whole.moments) > 0
+    # Masters and moments as saved, whole; then moments as they lie on each rank.
+    mean = "ema.safetensors" in whole.files
+    assert len(whole.files) == 3 + mean and end.files == whole.files
+    assert same(end.moments, whole.moments)
+    assert end.lr == whole.lr
+    assert same(end.state, whole.state)
+    assert steady(end.rows) == steady(whole.rows)
