@@ -111,7 +111,7 @@ class Authors(nn.Module):
         positions = self.position_ids
         if self.on.ragged_prompt:
             hidden, seen = _closed(hidden, seen)
-            positions = torch.arange(hidden.shape[1])[None]
+            positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         mask = None if seen.all() else seen
         hidden = self.language(hidden, mask=mask, positions=positions)
         if not self.on.ragged_prompt:
@@ -205,10 +205,10 @@ def cut_depth(unit: Tensor, depth: Tensor) -> Tensor:
     2022, https://arxiv.org/abs/2201.07436, section 3.4.
     """
     width = unit.shape[-1]
-    apply, place, share = torch.rand(3, len(unit), 1, 1, 1)
+    apply, place, share = torch.rand(3, len(unit), 1, 1, 1, device=unit.device)
     left = (place * width).floor()
     right = left + ((width - left) * share * CUT_WIDTH).floor().clamp(min=1)
-    column = torch.arange(width)
+    column = torch.arange(width, device=unit.device)
     inside = (apply < CUT_SHARE) & (column >= left) & (column < right)  # (B, 1, 1, w)
     return torch.where(inside, depth, unit)
 
@@ -219,7 +219,8 @@ def index_ids(prompt: Prompt, image: Tensor) -> Tensor:
     Columns, for an index into the whole picture would be several word pieces.
     """
     B, width = len(image), image.shape[-1]
-    luma = (image.float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1).round()
+    weights = torch.tensor([0.299, 0.587, 0.114], device=image.device).view(3, 1, 1)
+    luma = (image.float() * weights).sum(1).round()
     flat = luma.flatten(1)  # (B, h w)
     low, high, median = (
         at % width for at in (flat.argmin(1), flat.argmax(1), flat.median(1).indices)
