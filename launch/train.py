@@ -1,6 +1,6 @@
 r"""Train on shards written by `llm-mde pack`.
 
-    deepspeed launch/train.py --ds_config launch/ds/zero2.json --config launch/nyu.yaml \
+    deepspeed launch/train.py --ds_config launch/ds/zero1.json --config launch/nyu.yaml \
         --set data.shards=DIR
 
 `torchrun --nproc-per-node N launch/train.py ...`, `srun python launch/train.py ...` and plain

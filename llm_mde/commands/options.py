@@ -13,7 +13,7 @@ from llm_mde.errors import LlmMdeError
 from llm_mde.launcher import launched_rank
 
 MISTAKE, INTERRUPTED = 2, 130
-DS_CONFIG = Path("launch/ds/zero2.json")
+DS_CONFIG = Path("launch/ds/zero1.json")
 
 Config = Annotated[
     Path | None, typer.Option(help="YAML of differences from the reference run; a file or recipe.")

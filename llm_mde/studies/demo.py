@@ -113,7 +113,7 @@ def _gpus(batch: int) -> list[str]:
 def _train_words(out: Path, *, seed: int, sets: tuple[str, ...]) -> list[str]:
     settings = [f"data.shards={out}/shards", f"runs={out}/runs", f"seed={seed}", *sets]
     settings.append(f"tracking.uri=sqlite:///{out}/mlflow.db")
-    words = ["train", "--config", "launch/demo.yaml", "--ds_config", "launch/ds/zero2.json"]
+    words = ["train", "--config", "launch/demo.yaml", "--ds_config", "launch/ds/zero1.json"]
     return words + [word for setting in settings for word in ("--set", setting)]
 
 

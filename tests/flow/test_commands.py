@@ -79,7 +79,7 @@ def settings(name: str, **more: object) -> list[object]:
         "train.figures": 1,
         "tracking.mlflow": "false",
     }
-    words: list[object] = ["--ds_config", "launch/ds/zero2.json", "--config", "launch/demo.yaml"]
+    words: list[object] = ["--ds_config", "launch/ds/zero1.json", "--config", "launch/demo.yaml"]
     for key, value in (values | {k.replace("__", "."): v for k, v in more.items()}).items():
         words += ["--set", f"{key}={value}"]
     return words

@@ -40,7 +40,7 @@ def test_a_job_is_requeued_where_it_saved_alone(
     assert asked[:2] == ["--kill-on-bad-exit=1", "--cpus-per-task=8"]
     assert asked[2:4] == [".venv/bin/python", "launch/train.py"]
     again = ["--resume", "auto"] if restarts else []
-    assert asked[4:] == ["--ds_config", "launch/ds/zero2.json", "--config", "a b.yaml", *again]
+    assert asked[4:] == ["--ds_config", "launch/ds/zero1.json", "--config", "a b.yaml", *again]
     told = tmp_path / "requeued"
     assert told.exists() is requeued
     assert not requeued or told.read_text() == "requeue 17\n"

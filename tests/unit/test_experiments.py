@@ -24,7 +24,7 @@ from llm_mde.training.folder import CONFIG
 from tests.support.experiment import RECIPE
 from tests.support.shards import seal, write_shards
 
-ZERO2 = shipped("launch/ds/zero2.json")
+ZERO1 = shipped("launch/ds/zero1.json")
 SEVERAL = """
 name: cross
 title: One trial, two tests
@@ -58,7 +58,7 @@ def recipe(folder: Path, text: str = RECIPE) -> Experiment:
 
 
 def planned(experiment: Experiment, base: Path, *sets: str, seeds: int = 1) -> Plan:
-    return plan(experiment, base, tiny=False, sets=list(sets), ds_config=ZERO2, seeds=seeds)
+    return plan(experiment, base, tiny=False, sets=list(sets), ds_config=ZERO1, seeds=seeds)
 
 
 def said(keys: str, abs_rel: float = 0.25) -> dict:
@@ -116,7 +116,7 @@ def test_every_list_is_looked_for_before_anything_runs(base: Path, tmp_path: Pat
 def test_another_list_may_be_scored_where_there_is_one_test(tmp_path: Path, base: Path) -> None:
     recipe = tmp_path / "pair.yaml"
     recipe.write_text(RECIPE)
-    how = {"base": base, "tiny": False, "sets": [], "ds_config": ZERO2, "seeds": 1, "test": "val"}
+    how = {"base": base, "tiny": False, "sets": [], "ds_config": ZERO1, "seeds": 1, "test": "val"}
     (planned,) = plan_all([str(recipe)], **how)
     assert {name: len(index.entries) for name, index in planned.plan.tests.items()} == {"test": 2}
     assert {tuple(trial.tests.items()) for trial in planned.plan.trials} == {(("test", "val"),)}

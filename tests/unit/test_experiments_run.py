@@ -20,7 +20,7 @@ from llm_mde.studies.told import told
 from llm_mde.studies.trials import Ended
 from tests.support.shards import write_shards
 
-ZERO2 = shipped("launch/ds/zero2.json")
+ZERO1 = shipped("launch/ds/zero1.json")
 RECIPE = """
 name: {name}
 title: Two trials
@@ -64,8 +64,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[str]) -> 
         for name in names:
             (tmp_path / f"{name}.yaml").write_text(RECIPE.format(name=name))
         recipes = [str(tmp_path / f"{name}.yaml") for name in names]
-        planned = plan_all(recipes, base=base, tiny=False, sets=[], ds_config=ZERO2, seeds=seeds)
-        return run_all(planned, ds_config=ZERO2, concurrent=None, about={"base": "base.yaml"})
+        planned = plan_all(recipes, base=base, tiny=False, sets=[], ds_config=ZERO1, seeds=seeds)
+        return run_all(planned, ds_config=ZERO1, concurrent=None, about={"base": "base.yaml"})
 
     return run
 
@@ -122,7 +122,7 @@ def test_dry_run_says_trials_steps_tests_and_what_is_done(run: Run, tmp_path: Pa
         base=tmp_path / "base.yaml",
         tiny=False,
         sets=[],
-        ds_config=ZERO2,
+        ds_config=ZERO1,
         seeds=2,
     )
     title, head, *rows, tests, folder = planned.lines()
@@ -213,10 +213,10 @@ def test_the_parent_tells_the_tests_of_the_model_before_training_apart(tmp_path:
 
 def test_a_report_says_what_the_trials_started_from() -> None:
     def base(path: Path | None, *, tiny: bool) -> str:
-        return told(base=path, tiny=tiny, sets=[], ds_config=ZERO2)["base"]
+        return told(base=path, tiny=tiny, sets=[], ds_config=ZERO1)["base"]
 
     assert base(Path("nyu.yaml"), tiny=False) == "nyu.yaml"
-    version = told(base=None, tiny=True, sets=[], ds_config=ZERO2)["version"]
+    version = told(base=None, tiny=True, sets=[], ds_config=ZERO1)["version"]
     git = ["git", "describe", "--always", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     assert version.removesuffix("-dirty") == f"{__version__}, commit {commit}"

@@ -36,7 +36,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
         base=None,
         tiny=False,
         sets=[],
-        ds_config=shipped("launch/ds/zero2.json"),
+        ds_config=shipped("launch/ds/zero1.json"),
         search={},
     )
 

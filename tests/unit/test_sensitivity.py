@@ -22,7 +22,7 @@ from tests.support.shards import write_shards
 
 R, ALPHA, LR = "model.vit.lora.r", "model.vit.lora.alpha", "optim.lr"
 WIDTHS = "model.head.widths"
-TRAINING = Training(Path("launch/nyu.yaml"), Path("launch/ds/zero2.json"), ["data.workers=0"])
+TRAINING = Training(Path("launch/nyu.yaml"), Path("launch/ds/zero1.json"), ["data.workers=0"])
 
 
 def row(
@@ -142,11 +142,11 @@ def test_the_command_trains_the_winner_in_full(tmp_path: Path) -> None:
         LR: 2e-05, ALPHA: 192.0, WIDTHS: [64, 32, 16, 8], "model.vit.tune": "lora",
         "train.compile": True, "optim.ema": None, "data.train_split": "it's; $(rm -r) `x` \"y\"",
     }  # fmt: skip
-    training = Training(base, Path("launch/ds/zero2.json"), ["train.batch=64", "optim.lr=1"])
+    training = Training(base, Path("launch/ds/zero1.json"), ["train.batch=64", "optim.lr=1"])
     found = board([row("best", 0.1, settings), row("other", 0.2, settings | {LR: 1.0})])
     words = command_of(found, training)
     assert shell_words(typed(words), tmp_path) == words
-    assert words[:4] == ["deepspeed", "launch/train.py", "--ds_config", "launch/ds/zero2.json"]
+    assert words[:4] == ["deepspeed", "launch/train.py", "--ds_config", "launch/ds/zero1.json"]
     where, sets = parsed(words)
     config = load(where, sets=sets)
     assert (config.optim.lr, config.model.vit.lora.alpha, config.train.batch) == (2e-5, 192, 64)
@@ -163,7 +163,7 @@ def test_the_command_gives_what_the_sweep_ran(tmp_path: Path) -> None:
     space = read_space(shipped("tune/spaces/table5.yaml"))
     ran = trial_configs(space, base, tiny=False, sets=["train.max_steps=4", "data.workers=0"])
     rows = [row(name, 0.1 * n, space.trials[name]) for n, name in enumerate(ran, start=1)]
-    words = command_of(board(rows), Training(base, Path("zero2.json"), ["data.workers=0"]))
+    words = command_of(board(rows), Training(base, Path("zero1.json"), ["data.workers=0"]))
     where, sets = parsed(words)
     full = load(where, sets=sets)
     short = ran["scheme1"]

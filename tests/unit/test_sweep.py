@@ -40,7 +40,7 @@ def plan(tmp_path: Path) -> Plan:
             base=tmp_path / "base.yaml",
             tiny=False,
             sets=list(sets),
-            ds_config=shipped("launch/ds/zero2.json"),
+            ds_config=shipped("launch/ds/zero1.json"),
             search=search,
             seeds=seeds,
             max_trials=500,
