@@ -138,7 +138,10 @@ class MlflowTracker(Tracker):
         self._retry_at = 0.0
         self._drain()
         if self._waiting:
-            logger.warning("mlflow: %d records were not sent", len(self._waiting))
+            logger.warning(
+                "mlflow: %d records were not sent; 'llm-mde track sync RUN' sends a run's later",
+                len(self._waiting),
+            )
 
     def _send(self, call: Callable[[MlflowClient, str], None]) -> None:
         self._waiting.append(call)

@@ -1,6 +1,7 @@
 """A sweep through Ray Tune: trials are processes of their own, children of one MLflow run."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -67,8 +68,8 @@ def test_trials_are_children_of_the_sweep_in_mlflow(board: Leaderboard, place: P
     assert names["pair-small"].data.params["model.vit.lora.r"] == "2"
 
 
-def start_sweep(place: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "llm_mde", "sweep", "--space", str(place / "two.yaml")]
+def start_sweep(place: Path, *words: str, space: str = "two") -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "llm_mde", "sweep", "--space", str(place / f"{space}.yaml")]
     return subprocess.Popen(
         [*command, "--config", str(place / "base.yaml"), "--concurrent", "1", *words],
         stdout=subprocess.PIPE,
@@ -106,3 +107,40 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(place: Path) -> None:
     assert (folder / "short.log").stat().st_mtime_ns == before
     assert f"step {saved} of 16" in (folder / "long.log").read_text()
     assert {row["step"] for row in read_metrics(long / METRICS_FILE)} == {*range(17)}
+
+
+def test_two_sweeps_at_once_on_one_store_lose_nothing(place: Path) -> None:
+    """They share runs, store and experiment, but not their names."""
+    for name in ("left", "right"):
+        (place / f"{name}.yaml").write_text(
+            f"name: {name}\ntrials: {{a: {{train.batch: 2}}, b: {{train.batch: 4}}}}\n"
+        )
+    both = [start_sweep(place, space=name) for name in ("left", "right")]
+    for child in both:
+        said, _ = child.communicate(timeout=400)
+        assert child.returncode == 0, said
+    client = MlflowClient(f"sqlite:///{place}/mlflow.db")
+    experiment = client.get_experiment_by_name("llm-mde")
+    runs = client.search_runs([experiment.experiment_id])
+    names = {run.info.run_name: run for run in runs}
+    for name in ("left", "right"):
+        for trial in (f"{name}-a", f"{name}-b"):
+            assert names[trial].data.tags["mlflow.parentRunId"] == names[name].info.run_id
+            assert names[trial].info.status == "FINISHED"
+            recorded = read_metrics(place / "runs" / trial / METRICS_FILE)
+            sent = client.get_metric_history(names[trial].info.run_id, "train/loss")
+            wanted = [(row["step"], row["train/loss"]) for row in recorded if "train/loss" in row]
+            assert sorted((one.step, one.value) for one in sent) == wanted
+        assert (place / "runs" / name / "leaderboard.csv").read_text().count("\n") == 3
+
+
+def test_a_server_that_is_away_does_not_stop_a_sweep(place: Path) -> None:
+    (place / "away.yaml").write_text("name: away\ntrials: {a: {train.batch: 2}}\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        child = start_sweep(place, "--set", f"tracking.uri={uri}", space="away")
+        said, _ = child.communicate(timeout=400)
+    assert child.returncode == 0, said
+    assert "records were not sent" in said and "Traceback" not in said
+    assert (place / "runs/away/leaderboard.csv").read_text().count("\n") == 2
