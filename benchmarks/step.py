@@ -5,7 +5,7 @@
 Needs a CUDA device; several are not used. Random backbones of the reference sizes, random images,
 bf16 as in training. Every group below runs in a process of its own:
 
-- peers: ours under DeepSpeed (`--ds_config`), the same network in a plain PyTorch loop
+- peers: ours under ZeRO-1 and ZeRO-2, the same network in a plain PyTorch loop
   (fp32 weights, autocast, fused AdamW), and the authors' formulation (`benchmarks.authors`) in
   fp32, as they run it, and under autocast. They take turns, so that ratios have a spread.
 - stages: every JSON of `launch/ds`.
@@ -17,6 +17,7 @@ operations reach is given beside the rate of a large bf16 matrix product on the 
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -50,7 +51,8 @@ RANDOM = ("model.vit.name=random:base:0", "model.llm.name=random:base:0")
 DS = Path("launch/ds")
 TABLE5 = Path("tune/spaces/table5.yaml")
 SIZES = (8, 16, 32, 64, 128)
-PEER = "ours, DeepSpeed, bf16"
+DS_CONFIG = DS / "zero1.json"
+OURS = "ours, ZeRO-1, bf16"
 WARM = 4
 GB = 2**30
 TERA = 1e12
@@ -113,6 +115,7 @@ def plain_step(config: Config, *, authors: bool, autocast: bool) -> Step:
 
 def ready(make: Callable[[], Step]) -> tuple[Step, float]:
     """A step that has run, and the most memory in GB that it and what it needs took."""
+    gc.collect()  # an engine that nobody needs is a circle
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     step = make()
@@ -144,10 +147,10 @@ def alone(name: str, config: Config, ds: Path, rounds: int, count: int) -> Row:
     """A configuration by itself."""
     try:
         step, memory = ready(lambda: engine_step(config, ds))
+        turns = [timed(step, count) for _ in range(rounds)]
+        found = row(name, config.train.batch, turns, memory)
     except torch.OutOfMemoryError:
-        return {"name": name, "images": config.train.batch, "failed": "out of memory"}
-    turns = [timed(step, count) for _ in range(rounds)]
-    found = row(name, config.train.batch, turns, memory)
+        found = {"name": name, "images": config.train.batch, "failed": "out of memory"}
     say(found)
     return found
 
@@ -164,11 +167,12 @@ def say(found: Row) -> None:
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def peers(ds: Path, rounds: int, count: int) -> list[Row]:
+def peers(rounds: int, count: int) -> list[Row]:
     """Ours and the others in turns."""
     config = config_of()
     makes: dict[str, Callable[[], Step]] = {
-        PEER: lambda: engine_step(config, ds),
+        OURS: lambda: engine_step(config, DS_CONFIG),
+        "ours, ZeRO-2, bf16": lambda: engine_step(config, DS / "zero2.json"),
         "ours, plain loop, autocast": lambda: plain_step(config, authors=False, autocast=True),
         "authors' formulation, fp32": lambda: plain_step(config, authors=True, autocast=False),
         "authors' formulation, autocast": lambda: plain_step(config, authors=True, autocast=True),
@@ -181,10 +185,10 @@ def peers(ds: Path, rounds: int, count: int) -> list[Row]:
     found = [row(name, config.train.batch, turns[name], made[name][1]) for name in made]
     for one in found:
         say(one)
-        ratios = [t / o for t, o in zip(one["ms"], turns[PEER], strict=True)]
+        ratios = [t / o for t, o in zip(one["ms"], turns[OURS], strict=True)]
         one["of_ours"] = ratios
         print(f"  {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f}) of ours")
-    return [*found, rates(config, statistics.median(turns[PEER]))]
+    return [*found, rates(config, statistics.median(turns[OURS]))]
 
 
 def rates(config: Config, ms: float) -> Row:
@@ -212,39 +216,39 @@ def rates(config: Config, ms: float) -> Row:
     return found
 
 
-def stages(_: Path, rounds: int, count: int) -> list[Row]:
+def stages(rounds: int, count: int) -> list[Row]:
     """Every JSON; ZeRO-3, which changes torch's linear layer for good, comes last."""
     config, files = config_of(), sorted(DS.glob("*.json"))
     return [alone(file.stem, config, file, rounds, count) for file in files]
 
 
-def sizes(ds: Path, rounds: int, count: int) -> list[Row]:
+def sizes(rounds: int, count: int) -> list[Row]:
     """Micro-batches, and the compiled network."""
     found = []
     for size in SIZES:
         config = config_of(f"train.batch={size}")
-        found.append(alone(f"batch {size}", config, ds, rounds, count))
+        found.append(alone(f"batch {size}", config, DS_CONFIG, rounds, count))
     compiled = config_of("train.compile=true")
-    return [*found, alone("compiled", compiled, ds, rounds, count)]
+    return [*found, alone("compiled", compiled, DS_CONFIG, rounds, count)]
 
 
-def table5(ds: Path, rounds: int, count: int) -> list[Row]:
+def table5(rounds: int, count: int) -> list[Row]:
     """The schemes."""
     found = []
     for name, settings in yaml.safe_load(TABLE5.read_text())["trials"].items():
         config = config_of(*(f"{path}={value}" for path, value in settings.items()))
-        found.append(alone(name, config, ds, rounds, count))
+        found.append(alone(name, config, DS_CONFIG, rounds, count))
     return found
 
 
 GROUPS = {one.__name__: one for one in (peers, stages, sizes, table5)}
 
 
-def measure(_: int, group: str, ds: Path, rounds: int, count: int, out: Path) -> None:
+def measure(_: int, group: str, rounds: int, count: int, out: Path) -> None:
     """A group, in the process of the only rank."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = dist.join()
-    out.write_text(json.dumps(GROUPS[group](ds, rounds, count)))
+    out.write_text(json.dumps(GROUPS[group](rounds, count)))
     dist.leave(ranks)
 
 
@@ -252,7 +256,6 @@ def main() -> None:
     """Measure, print tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--groups", nargs="*", choices=GROUPS, default=list(GROUPS))
-    parser.add_argument("--ds_config", type=Path, default=DS / "zero1.json")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="in a row, in each turn")
     parser.add_argument("--json", type=Path)
@@ -265,7 +268,7 @@ def main() -> None:
         for group in args.groups:
             print(f"\n| {group} | images | ms (spread) | img/s | GB |\n|{'---|' * 5}", flush=True)
             out = Path(place) / group
-            spawn(measure, (group, args.ds_config, args.rounds, args.steps, out))
+            spawn(measure, (group, args.rounds, args.steps, out))
             results[group] = json.loads(out.read_text())
             if args.json:
                 args.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -33,6 +33,6 @@ class CheckpointError(LlmMdeError):
 
 
 class MemoryFullError(LlmMdeError):
-    """A GPU without room for what a step needs."""
+    """A GPU without room for what training needs."""
 
     met_alone = True

@@ -1,4 +1,4 @@
-"""Tests run on the CPU, also where there is a GPU; those of tests/gpu by `pytest -m gpu`.
+"""Tests run on the CPU, also where there is a GPU; those of tests/gpu by `pytest -m gpu tests/gpu`.
 
 Which it is must stand before torch looks, so it is one of a whole process and its children.
 """

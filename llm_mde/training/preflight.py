@@ -199,11 +199,11 @@ def saved_bytes(model: DepthModel, batch: Mapping[str, Any], config: Config) -> 
 
 
 def memory_full(error: torch.OutOfMemoryError) -> str:
-    """What CUDA's allocator says of a step that does not fit, and what to do."""
-    told = str(error).partition("If reserved but unallocated")[0].strip()
+    """What CUDA's allocator says of what does not fit, and what to do."""
+    told = str(error).partition("If reserved but unallocated")[0].strip().rstrip(".")
     return (
-        f"{told} Lower train.micro_batch (a run that has begun starts over: --resume never), or "
-        "take more ranks or a higher ZeRO stage (--ds_config launch/ds/zero3.json)"
+        f"{told}; lower train.micro_batch (a run that has begun starts over: --resume never), or "
+        "take a higher ZeRO stage (--ds_config launch/ds/zero3.json)"
     )
 
 

@@ -62,7 +62,7 @@ def train(
             with; a loss that is not finite.
         DataError: no usable shards.
         CheckpointError: the named checkpoint, or all of them, are damaged.
-        MemoryFullError: this rank's GPU has no room for a step.
+        MemoryFullError: this rank's GPU has no room for all that training needs.
     """
     settings = config.train
     ranks = dist.join(timeout_s=settings.timeout, deterministic=settings.deterministic)
@@ -100,6 +100,8 @@ def follow(run: Run, standing: Standing, *, asked: Asked) -> int:
         code = fit(run, standing, asked=asked)
         status = "finished" if code == DONE else "killed"
         return code
+    except torch.OutOfMemoryError:
+        raise  # this rank's own: others have nothing to do with it
     except RuntimeError:
         if run.ranks.pulse:
             run.ranks.pulse.blame()  # before others end, and seem to be missing

@@ -43,7 +43,7 @@ def without_dropout(model: DepthModel) -> DepthModel:
 
 
 def pass_through(model: DepthModel) -> dict[str, Any]:
-    """Log depth, loss and gradients by part, on the CPU."""
+    """Log depth, loss and gradients by part, brought to the CPU."""
     device = model.mean.device
     image, depth, valid = (one.to(device) for one in batch())
     log_depth = model(image)
@@ -87,7 +87,7 @@ def apart(got: Tensor, want: Tensor) -> float:
     return ((got - want).norm() / want.norm()).item()
 
 
-@pytest.mark.parametrize(("kind", "bound"), [("fp32", 2e-3), ("bf16", 5e-2)])
+@pytest.mark.parametrize(("kind", "bound"), [("fp32", 2e-3), ("bf16", 0.1)])
 def test_depths_and_loss_are_those_of_the_cpu(passes: Any, kind: str, bound: float) -> None:
     got, want = passes[kind], passes["cpu"]
     # Log depths of an untrained model are nearly one number: what differs from it is what counts.
@@ -123,7 +123,7 @@ def test_prompts_are_those_of_the_cpu(mode: str) -> None:
     assert all(torch.equal(mine.cpu(), its) for mine, its in zip(got, want, strict=True))
 
 
-def test_training_keeps_no_matrix_of_attention_scores(model: DepthModel) -> None:
+def test_training_keeps_no_matrix_of_attention_scores() -> None:
     """With masks and dropout, as it trains: only fused kernels are allowed, in both passes."""
     config = build({"model": BASE}).model
     half = DepthModel(config, seed=0).train().cuda()

@@ -48,7 +48,7 @@ ADAPTED = {
 }
 REPEATED = {
     "zero0": ds_json(0),
-    "zero2": ds_json(2),
+    "zero1": ds_json(1),
     "zero2_offload": ds_json(2, offload=True),
     "zero3": ds_json(3),
 }
@@ -69,8 +69,8 @@ def cpu_cases(folder: Path) -> dict[str, Watched]:
 
 def near_cases(folder: Path) -> dict[str, Watched]:
     seen = {"fp32": run(folder, "fp32", ds_json(0, **FP32), **FULL)}
-    seen["bf16"] = run(folder, "bf16", ds_json(2), **FULL)
-    seen["compiled"] = run(folder, "compiled", ds_json(2), **FULL, train__compile=True)
+    seen["bf16"] = run(folder, "bf16", ds_json(1), **FULL)
+    seen["compiled"] = run(folder, "compiled", ds_json(1), **FULL, train__compile=True)
     return seen | {f"zero{s}": run(folder, f"zero{s}", ds_json(s), **ADAPTED) for s in STAGES}
 
 
@@ -124,15 +124,15 @@ def test_fp32_losses_are_those_of_the_cpu(near):
 def test_bf16_losses_follow_those_of_the_cpu_in_fp32(near, name):
     # On an H200 0.0035 and 0.05, compiled 0.0033 and 0.036.
     first, every = apart(near, name, "full")
-    assert first < 0.006 and every < 0.1
+    assert first < 0.01 and every < 0.1
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_so_do_adapters_under_every_stage(near, stage):
+def test_losses_of_adapters_follow_them_under_every_stage(near, stage):
     # On an H200 0.0035 and 0.008, without ZeRO, which sums gradients in bf16, 0.023.
     first, every = apart(near, f"zero{stage}", "adapted")
     assert near[f"zero{stage}"].code == DONE
-    assert first < 0.006 and every < 0.1
+    assert first < 0.01 and every < 0.1
 
 
 def test_a_run_records_the_gpu_beside_its_losses(near):

@@ -71,8 +71,8 @@ LORA = {
     "model__llm": {"name": "random:tiny:1", "tune": "lora", "lora": {"r": 4, "alpha": 8}},
 }
 
-# A frozen ViT with adapters, a BERT that trains. Three micro-batches a step on each rank: three
-# steps an epoch, so there are stops in both epochs, before, at and after an evaluation.
+# A frozen ViT with adapters, a BERT that trains. Three micro-batches a step on each of two ranks:
+# three steps an epoch, so there are stops in both epochs, before, at and after an evaluation.
 RESUMED = {
     "model__vit": LORA["model__vit"],
     "train__batch": 12,

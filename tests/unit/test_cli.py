@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llm_mde import __version__
+from llm_mde import __version__, cli
 from llm_mde.cli import main
 from llm_mde.data.folder import ShardFolder
 from llm_mde.launcher import launched_rank
@@ -332,9 +332,11 @@ def test_the_console_command_ends_with_its_code_and_all_that_was_said() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (75, "thread\nat exit\n", "")
 
 
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_gpu_that_is_full_in_a_step_is_a_mistake_of_the_settings(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], shards: Path
+    rank: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], shards: Path
 ) -> None:
+    """Said by whichever rank meets it."""
     from llm_mde.training import train
 
     told = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB."
@@ -345,8 +347,9 @@ def test_a_gpu_that_is_full_in_a_step_is_a_mistake_of_the_settings(
 
     write_shards(shards, [2], split="val")
     monkeypatch.setattr(train, "prepare", full)
+    monkeypatch.setattr(cli, "launched_rank", lambda: rank)
     sets = [f"data.shards={shards}", f"runs={shards.parent}", "tracking.mlflow=false"]
     words = ["train", "--config", "launch/demo.yaml"]
     assert main([*words, *(word for one in sets for word in ("--set", one))]) == 2
     *_, line = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"llm-mde train: {told} Lower train.micro_batch")
+    assert line.startswith(f"llm-mde train: {told[:-1]}; lower train.micro_batch")
