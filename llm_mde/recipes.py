@@ -123,10 +123,11 @@ def _explain(item: dict[str, Any]) -> str:
 
 
 def nearest(dotted: str) -> str:
-    """The known path most like an unknown one, in its last word and as a whole."""
+    """The known path most like an unknown one: as a whole, in its last word, and before that."""
 
     def likeness(path: str) -> float:
-        pairs = (dotted, path), (dotted.rpartition(".")[2], path.rpartition(".")[2])
+        (parent, _, word), (its, _, own) = dotted.rpartition("."), path.rpartition(".")
+        pairs = [(dotted, path), (word, own)] + [(parent, its)] * bool(parent)
         return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
     return max(paths(), key=likeness)

@@ -94,6 +94,12 @@ class Space(Frozen):
         return self
 
 
+PARTS: dict[str, type[Frozen]] = {
+    "parameters": Rule,
+    "around": Around,
+    "search": Search,
+    "tiny": Tiny,
+}
 S = TypeVar("S", bound=Space)
 
 
@@ -122,8 +128,14 @@ def read_form(path: Path, form: type[S]) -> S:
         space = form.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
-        message = first["msg"].removeprefix("Value error, ")
+        place = [str(part) for part in first["loc"]]
+        where = f"{'.'.join(place)}: " if place else ""
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        if first["type"] == "too_short":
+            message = "expected at least one, got none"
+        part = PARTS.get(place[0]) if place[1:] else form
+        if first["type"] == "extra_forbidden" and part:
+            message = f"unknown key, expected one of {', '.join(part.model_fields)}"
         raise ConfigError(f"{path}: {where}{message[:1].lower()}{message[1:]}") from error
     rules.check_paths(_all_rules(space), str(path))
     return space

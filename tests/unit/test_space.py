@@ -80,7 +80,22 @@ def test_without_a_base_the_message_says_what_to_do(
     [
         ("name: s\ntrials: {}\n", "trials"),
         ("trials: {a: {seed: 1}}\n", "name: field required"),
-        ("name: s\ntrials: {a: {seed: 1}}\nschemes: 3\n", "schemes"),
+        (
+            "name: s\ntrials: {a: {seed: 1}}\nschemes: 3\n",
+            "schemes: unknown key, expected one of name, trials, parameters, around, search",
+        ),
+        (
+            "name: s\nparameters: {seed: {choice: []}}\n",
+            "seed.choice: expected at least one, got none",
+        ),
+        (
+            "name: s\nparameters: {seed: {choise: [1, 2]}}\n",
+            "parameters.seed.choise: unknown key, expected one of choice, grid, uniform",
+        ),
+        (
+            "name: s\nparameters: {model.vit.lora.rank: {choice: [1, 2]}}\n",
+            "unknown path model.vit.lora.rank, did you mean model.vit.lora.r\\?",
+        ),
     ],
 )
 def test_a_malformed_space_is_refused(tmp_path: Path, text: str, message: str) -> None:
