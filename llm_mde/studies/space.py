@@ -128,14 +128,14 @@ def read_form(path: Path, form: type[S]) -> S:
         space = form.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        place = [str(part) for part in first["loc"]]
+        place = list(map(str, first["loc"]))
         where = f"{'.'.join(place)}: " if place else ""
         message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-        if first["type"] == "too_short":
-            message = "expected at least one, got none"
         part = PARTS.get(place[0]) if place[1:] else form
         if first["type"] == "extra_forbidden" and part:
             message = f"unknown key, expected one of {', '.join(part.model_fields)}"
+        elif first["type"] == "too_short":
+            message = "expected at least one, got none"
         raise ConfigError(f"{path}: {where}{message[:1].lower()}{message[1:]}") from error
     rules.check_paths(_all_rules(space), str(path))
     return space
@@ -251,12 +251,11 @@ def settings_of(
         return space.trials
     if space.around:
         return _around(space.around)
+    given = space.parameters, base.plain
     if everything:
-        found = rules.all_of(space.parameters, base.plain, where)
+        found = rules.all_of(*given, where)
     else:
-        found = rules.some_of(
-            space.parameters, base.plain, samples=search.samples, seed=search.seed
-        )
+        found = rules.some_of(*given, samples=search.samples, seed=search.seed)
     return {trial_name(at): settings for at, settings in enumerate(found)}
 
 
