@@ -8,13 +8,13 @@ any factor explains something; what a factor without effect would is taken off, 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_mde.studies.board import Row
+from llm_mde.studies.board import SCORE, Row
 from llm_mde.studies.factors import Design, Factor
 
 PERMUTATIONS = 4999
@@ -105,28 +105,48 @@ def p_value(
 def importance(rows: Sequence[Row], design: Design) -> Importance:
     """The shares of a design's factors, those that have scores at several levels.
 
-    What chance gives is told by seeds of the same configuration where there are some, else by all
-    runs of the same level. Labels are dealt among runs that have all other levels in common; in a
-    scattered design, which has none, among configurations with all their seeds: seeds do not make
-    up for few configurations. In a design of one factor at a time the total is what its factors
-    and seeds add up to.
+    What chance gives is told by seeds of the same configuration where there are some, less what a
+    seed moves all configurations by where all ran under it, else by all runs of the same level.
+    Labels are dealt among runs that have all other levels in common; in a scattered design, which
+    has none, among configurations with all their seeds: seeds do not make up for few
+    configurations. In a design of one factor at a time the total is what its factors and seeds add
+    up to.
     """
     scored = [row for row in rows if row.score is not None]
     if len(scored) < 2 or not design.factors:
         return Importance((), None)
     total = _total(scored, design)
+    scored, spent = _levelled(scored)
     told = [(factor, design.rows_of([factor], scored)) for factor in design.factors]
     shares = [
-        _share(some, factor, design, total=total)
+        _share(some, factor, design, total=total, spent=spent)
         for factor, some in told
         if len({factor.level(row) for row in some}) > 1
     ]
     shares.sort(key=lambda share: -(share.raw if share.corrected is None else share.corrected))
     return Importance(
         factors=tuple(shares),
-        seed=_seed_share(scored, total, shares, design),
-        pairs=tuple(_pairs(scored, design, total)) if design.kind == "grid" else (),
+        seed=_seed_share(scored, total, shares, design, spent=spent),
+        pairs=tuple(_pairs(scored, design, total, spent=spent)) if design.kind == "grid" else (),
     )
+
+
+def _levelled(rows: Sequence[Row]) -> tuple[list[Row], int]:
+    """Runs without what their seed moves all of them by, and the degrees of freedom that took.
+
+    Seeds as blocks (Fisher 1935, The Design of Experiments), where every configuration ran under
+    all of them; else runs as they are.
+    """
+    by_seed: dict[int, list[Row]] = {}
+    for row in rows:
+        by_seed.setdefault(row.seed, []).append(row)
+    ran = {tuple(sorted(row.trial for row in some)) for some in by_seed.values()}
+    if len(ran) > 1 or len({row.trial for row in rows}) < 2:
+        return list(rows), 0
+    mean = {seed: float(_scores(some).mean()) for seed, some in by_seed.items()}
+    whole = float(_scores(rows).mean())
+    level = [replace(r, scores={SCORE: r.scores[SCORE] - mean[r.seed] + whole}) for r in rows]
+    return level, len(by_seed) - 1
 
 
 def _total(rows: Sequence[Row], design: Design) -> float:
@@ -141,7 +161,9 @@ def _total(rows: Sequence[Row], design: Design) -> float:
     return explained + _squares(scores) - between(scores, trials)
 
 
-def _share(rows: Sequence[Row], factor: Factor, design: Design, *, total: float) -> Share:
+def _share(
+    rows: Sequence[Row], factor: Factor, design: Design, *, total: float, spent: int
+) -> Share:
     scores, labels, trials = _scores(rows), _labels(rows, factor), _trials(rows)
     explained = between(scores, labels)
     if design.kind == "scattered":
@@ -151,18 +173,18 @@ def _share(rows: Sequence[Row], factor: Factor, design: Design, *, total: float)
         square = None if fair is None else fair * between(scores, trials)
         p = p_value(means, labels)
     else:
-        chance = _chance(scores, labels, trials)
+        chance = _chance(scores, labels, trials, spent=spent)
         square = None if chance is None else explained - chance
         p = p_value(scores, labels, strata=_others(rows, factor, design))
     corrected = None if square is None else _part(max(0.0, square), total)
     return Share((factor.path,), _part(explained, total), corrected, p)
 
 
-def _chance(scores: Floats, labels: Labels, trials: Labels) -> float | None:
+def _chance(scores: Floats, labels: Labels, trials: Labels, *, spent: int) -> float | None:
     """The square that labels without effect would explain."""
     for groups in (trials, labels):
-        spare = len(scores) - len(np.unique(groups))
-        if spare:
+        spare = len(scores) - len(np.unique(groups)) - spent
+        if spare > 0:
             square = (_squares(scores) - between(scores, groups)) / spare
             return (len(np.unique(labels)) - 1) * square
     return None
@@ -179,36 +201,39 @@ def _part(square: float, total: float) -> float:
     return square / total if total else 0.0
 
 
-def _pairs(rows: Sequence[Row], design: Design, total: float) -> Iterator[Share]:
+def _pairs(rows: Sequence[Row], design: Design, total: float, *, spent: int) -> Iterator[Share]:
     """Interactions, those that runs of the same two levels tell from chance."""
     scores = _scores(rows)
     for one, other in combinations(design.factors, 2):
         a, b = _labels(rows, one), _labels(rows, other)
         both = a * len(other.values) + b
         n, cells = len(scores), len(np.unique(both))
-        if n <= cells or not total:
+        spare = n - cells - spent
+        if spare <= 0 or not total:
             continue
         explained = between(scores, both)
         square = explained - between(scores, a) - between(scores, b)
         degrees = cells - len(np.unique(a)) - len(np.unique(b)) + 1
-        chance = degrees * (_squares(scores) - explained) / (n - cells)
+        chance = degrees * (_squares(scores) - explained) / spare
         corrected = max(0.0, square - chance) / total
         yield Share((one.path, other.path), _part(max(0.0, square), total), corrected, None)
 
 
 def _seed_share(
-    rows: Sequence[Row], total: float, shares: Sequence[Share], design: Design
+    rows: Sequence[Row], total: float, shares: Sequence[Share], design: Design, *, spent: int
 ) -> float | None:
-    """Mean square within configurations over the mean square of all runs.
+    """What configurations leave, chance taken off.
 
     Around a centre runs are no sample of any whole: there it is what factors leave.
     """
-    fair = epsilon_squared(_scores(rows), _trials(rows))
+    scores, trials = _scores(rows), _trials(rows)
+    chance = _chance(scores, trials, trials, spent=spent)
     known = [share.corrected for share in shares if share.corrected is not None]
-    if fair is None or len(known) < len(shares):
+    if chance is None or len(known) < len(shares):
         return None
     if not total:
         return 0.0
+    fair = _part(between(scores, trials) - chance, total)
     return float(np.clip(1 - (fair if design.centre is None else sum(known)), 0, 1))
 
 

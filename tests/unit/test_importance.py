@@ -89,24 +89,47 @@ def test_a_pure_interaction_is_nobodys_effect() -> None:
     assert (pair.paths, pair.raw, pair.corrected) == (("a", "b"), 1, 1)
 
 
+# Means of cells 1, 1, 5, 9, of a 1 and 7, of b 3 and 5, of all 4. With two runs of each, one above
+# and one below, total 96: a 72, b 8, together 8, within cells 8.
+CELLS = {(0, 0): 1.0, (0, 1): 1.0, (1, 0): 5.0, (1, 1): 9.0}
+
+
 def test_an_interaction_is_corrected_for_chance_by_hand() -> None:
-    # Two runs of each cell: 0, 2 | 0, 2 | 4, 6 | 8, 10. Means of cells 1, 1, 5, 9, of a 1 and 7, of
-    # b 3 and 5, of all 4. Total 96: a 72, b 8, together 8, within cells 8.
-    cells = {(0, 0): 1.0, (0, 1): 1.0, (1, 0): 5.0, (1, 1): 9.0}
+    # Under the first seed 0, 2, 4, 10, under the second 2, 0, 6, 8: both have the mean 4.
     rows = [
-        row(mean + d, {"a": a, "b": b}, seed=int(d > 0))
-        for (a, b), mean in cells.items()
-        for d in (-1, 1)
+        row(mean + sign * (1 - 2 * b), {"a": a, "b": b}, seed=int(sign > 0))
+        for (a, b), mean in CELLS.items()
+        for sign in (-1, 1)
     ]
-    made = whole(rows)
+    made, chance = whole(rows), 8 / 3  # (4 - 1) x (2 - 1) degrees within
     assert found(rows)["a"].raw == pytest.approx(72 / 96)
-    assert found(rows)["a"].corrected == pytest.approx((72 - 2) / 96)  # one degree; 8 / 4 within
+    assert found(rows)["a"].corrected == pytest.approx((72 - chance) / 96)
     assert found(rows)["b"].raw == pytest.approx(8 / 96)
     (pair,) = made.pairs
     assert pair.raw == pytest.approx(8 / 96)
-    assert pair.corrected == pytest.approx((8 - 2) / 96)
-    assert made.seed == pytest.approx((8 / 4) / (96 / 7))
+    assert pair.corrected == pytest.approx((8 - chance) / 96)
+    assert made.seed == pytest.approx((8 + 3 * chance) / 96)
     assert made.rest == pytest.approx(0)  # nothing else is there
+
+
+def test_a_seed_that_moves_all_alike_hides_no_effect_by_hand() -> None:
+    rows = [
+        row(mean + d, {"a": a, "b": b}, seed=int(d > 0))
+        for (a, b), mean in CELLS.items()
+        for d in (-1, 1)
+    ]
+    made, shares = whole(rows), found(rows)
+    assert shares["a"].corrected == pytest.approx(72 / 96)
+    assert shares["b"].corrected == pytest.approx(8 / 96)
+    assert made.pairs[0].corrected == pytest.approx(8 / 96)
+    assert (made.seed, made.rest) == (pytest.approx(8 / 96), pytest.approx(0))
+
+
+def test_of_two_configurations_apart_by_the_same_under_each_seed() -> None:
+    # 1, 2 and 1.5, 2.5: total 1.25, of which seeds are 1 and configurations 0.25.
+    made = whole([row(1 + a / 2 + s, {"a": a}, seed=s) for a in (0, 1) for s in (0, 1)])
+    assert made.factors[0].corrected == pytest.approx(0.2)
+    assert (made.seed, made.rest) == (pytest.approx(0.8), pytest.approx(0))
 
 
 def test_one_factor_explains_all() -> None:
