@@ -37,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.authors import Authors, Departures
 from benchmarks.memory import random_batch
 from llm_mde import dist
+from llm_mde.commands.options import DS_CONFIG
 from llm_mde.config import Config
 from llm_mde.launcher import free_port
 from llm_mde.model.depth_model import DepthModel
@@ -51,7 +52,6 @@ RANDOM = ("model.vit.name=random:base:0", "model.llm.name=random:base:0")
 DS = Path("launch/ds")
 TABLE5 = Path("tune/spaces/table5.yaml")
 SIZES = (8, 16, 32, 64, 128)
-DS_CONFIG = DS / "zero1.json"
 OURS = "ours, ZeRO-1, bf16"
 WARM = 4
 GB = 2**30

@@ -117,9 +117,14 @@ def _explain(item: dict[str, Any]) -> str:
     dotted = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"unknown key {dotted}, did you mean {nearest(dotted)}?"
-    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     got = "" if isinstance(item["input"], dict | BaseModel) else f", got {item['input']!r}"
-    return f"{dotted + ': ' if dotted else ''}{message[:1].lower() + message[1:]}{got}"
+    return f"{dotted + ': ' if dotted else ''}{in_words(item)}{got}"
+
+
+def in_words(item: Mapping[str, Any]) -> str:
+    """What is wrong with a value, of one of pydantic's errors."""
+    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    return str(message[:1].lower() + message[1:])
 
 
 def nearest(dotted: str) -> str:

@@ -6,7 +6,6 @@ Which it is must stand before torch looks, so it is one of a whole process and i
 import os
 
 import pytest
-import torch
 
 ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -17,5 +16,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+    if not item.get_closest_marker("gpu"):
+        return
+    import torch  # seconds, for those who look at a GPU
+
+    if not torch.cuda.is_available():
         pytest.skip("no CUDA device is seen; 'pytest -m gpu tests/gpu' lets tests see one")

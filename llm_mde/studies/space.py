@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from llm_mde.config import Config, Frozen
 from llm_mde.credentials import redacted
 from llm_mde.errors import ConfigError
-from llm_mde.recipes import find, flat, load, read_yaml
+from llm_mde.recipes import find, flat, in_words, load, read_yaml
 from llm_mde.studies import rules
 from llm_mde.studies.rules import Rule
 
@@ -130,13 +130,13 @@ def read_form(path: Path, form: type[S]) -> S:
         first = error.errors()[0]
         place = list(map(str, first["loc"]))
         where = f"{'.'.join(place)}: " if place else ""
-        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        message = in_words(first)
         part = PARTS.get(place[0]) if place[1:] else form
         if first["type"] == "extra_forbidden" and part:
             message = f"unknown key, expected one of {', '.join(part.model_fields)}"
         elif first["type"] == "too_short":
             message = "expected at least one, got none"
-        raise ConfigError(f"{path}: {where}{message[:1].lower()}{message[1:]}") from error
+        raise ConfigError(f"{path}: {where}{message}") from error
     rules.check_paths(_all_rules(space), str(path))
     return space
 

@@ -20,10 +20,9 @@ STEPS = 3
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """CPU only; one OpenMP thread, or idle threads spin on the other ranks' cores."""
+    """One OpenMP thread, or idle threads spin on the other ranks' cores."""
     kept = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
-    cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return kept | cpu | extra
+    return kept | {"OMP_NUM_THREADS": "1"} | extra
 
 
 def start(

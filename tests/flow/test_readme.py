@@ -46,7 +46,7 @@ def commands() -> dict[str, list[str]]:
 
 
 def run(words: list[str], place: Path) -> str:
-    env = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     values = {"$NYU": "raw", "$SHARDS": "shards", "$IMAGE": "room.jpg", "$LABELED": "labeled.mat"}
     for variable, value in values.items():

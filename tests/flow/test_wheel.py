@@ -19,11 +19,10 @@ ROOT = PACKAGE.parent
 def python(words: list[object], cwd: Path, installed: Path) -> str:
     """Stdout of this interpreter with the installed wheel before everything else."""
     own = {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
-    cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd,
-        env=os.environ | own | cpu,
+        env=os.environ | own,
         capture_output=True,
         text=True,
         timeout=300,

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.recipes import build
 from llm_mde.scoring.losses import silog
+from tests.support.bf16 import halve
 
 pytestmark = pytest.mark.gpu
 FUSED = [
@@ -76,8 +77,7 @@ def passes(model: DepthModel) -> dict[str, dict[str, Any]]:
     seen = {"cpu": pass_through(copy.deepcopy(model))}
     seen["fp32"] = pass_through(copy.deepcopy(model).cuda())
     half = copy.deepcopy(model).cuda()
-    for weight in half.parameters():
-        weight.data = weight.data.bfloat16()  # buffers stay fp32, as with DeepSpeed
+    halve(half)
     with sdpa_kernel(FUSED):
         seen["bf16"] = pass_through(half)
     return seen
@@ -127,8 +127,7 @@ def test_training_keeps_no_matrix_of_attention_scores() -> None:
     """With masks and dropout, as it trains: only fused kernels are allowed, in both passes."""
     config = build({"model": BASE}).model
     half = DepthModel(config, seed=0).train().cuda()
-    for weight in half.parameters():
-        weight.data = weight.data.bfloat16()
+    halve(half)
     image, depth, valid = (one.cuda() for one in batch())
     assert half.prompt.padded
     with sdpa_kernel(FUSED):

@@ -15,6 +15,7 @@ from llm_mde.training.stopping import DONE, REQUEUE
 from tests.conftest import ON_CPU
 from tests.support.device import run_alone
 from tests.support.training import (
+    LORA,
     RESUMED,
     Watched,
     assert_the_same,
@@ -30,22 +31,16 @@ STAGES = (0, 1, 2, 3)
 FP32 = {"bf16": {"enabled": False}}
 # Other kernels draw other masks: without dropout losses can be compared.
 FULL = {"model__llm__dropout": 0, "model__reprogram__dropout": 0}
-ADAPTED = {
-    "model__vit": {
-        "name": "random:tiny:0",
-        "tune": "lora",
-        "lora": {"r": 4, "alpha": 8, "dropout": 0},
-    },
-    "model__llm": {
-        "name": "random:tiny:1",
-        "tune": "lora",
-        "lora": {"r": 4, "alpha": 8, "dropout": 0},
-        "dropout": 0,
-    },
-    "model__reprogram__dropout": 0,
-    "train__max_steps": 5,
-    "optim__lr": 1e-3,
-}
+ADAPTED = (
+    LORA
+    | FULL
+    | {
+        "model__vit__lora__dropout": 0,
+        "model__llm__lora__dropout": 0,
+        "train__max_steps": 5,
+        "optim__lr": 1e-3,
+    }
+)
 REPEATED = {
     "zero0": ds_json(0),
     "zero1": ds_json(1),

@@ -1,5 +1,6 @@
 """Tiny training runs, watched step by step."""
 
+import copy
 import json
 import math
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ def tiny_config(shards: Path, runs: Path, name: str, **changes: Any) -> Config:
         node = tree
         for key in parents:
             node = node.setdefault(key, {})
-        node[last] = value
+        node[last] = copy.deepcopy(value)  # later changes may reach into it
     return build(tree)
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from llm_mde.config import ModelConfig
 from llm_mde.data.pixels import resize_image
 from llm_mde.model.depth_model import DepthModel
+from tests.support.bf16 import halve
 
 pytestmark = pytest.mark.pretrained
 SIZE = (96, 128)
@@ -74,8 +75,7 @@ def with_default_start(model: DepthModel) -> DepthModel:
 
 def in_bf16(model: DepthModel) -> DepthModel:
     model = copy.deepcopy(model)
-    for weight in model.parameters():
-        weight.data = weight.data.bfloat16()  # buffers stay fp32, as with DeepSpeed
+    halve(model)
     model.prototypes.forget()
     if model.prototypes.given is not None:
         model.prototypes.given = model.prototypes.given.bfloat16()
