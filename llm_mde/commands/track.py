@@ -26,13 +26,9 @@ def sync(
     A run's folder holds its whole record; where the store was down or away, this fills it up. It
     may be repeated: nothing is sent twice. A run that is going on is left to itself.
     """
-    from llm_mde.locks import training
     from llm_mde.tracking.sync import sync as run_sync
 
-    synced = []
-    for run in runs:
-        with training(run.absolute()):  # which sends its own record
-            synced.append(run_sync(run, uri=uri))
+    synced = [run_sync(run, uri=uri) for run in runs]
     say(
         {"runs": [one.payload() for one in synced]}, [one.line() for one in synced], as_json=as_json
     )

@@ -1,17 +1,16 @@
 """What a comparison of runs says: for the terminal, as JSON, as one HTML page."""
 
-import base64
-import html
 import json
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_mde.inference.card import in_words
 from llm_mde.scoring.bootstrap import LEVEL, RESAMPLES, Interval
-from llm_mde.studies.grid import Cell, Grid, columns, folded, grid, hypertext
+from llm_mde.studies.document import Block, Picture, as_html
+from llm_mde.studies.grid import Cell, Grid, columns, folded, grid
 from llm_mde.studies.report import WIDTH
 from llm_mde.studies.runs import Member, differing
 from llm_mde.studies.tables import ABSENT, heading
@@ -19,16 +18,6 @@ from llm_mde.studies.tables import ABSENT, heading
 DIGITS = 4
 Table = Mapping[str, Sequence[Interval]]
 """Metric -> an interval for each run."""
-STYLE = """\
-:root { color-scheme: light dark }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem; max-width: 110rem }
-table { border-collapse: collapse; margin: .6rem 0 1.4rem; font-variant-numeric: tabular-nums }
-div { overflow-x: auto }
-th, td { padding: .25rem .7rem; text-align: left; white-space: nowrap }
-tr { border-bottom: 1px solid #8885 }
-.n { text-align: right }
-img { max-width: 100% }
-"""
 
 
 @dataclass(frozen=True)
@@ -98,30 +87,25 @@ class Comparison:
 
     def page(self, sheets: Sequence[Path]) -> str:
         """One HTML page that needs no other file: the pictures are in it."""
-        return "\n".join(self._page(sheets)) + "\n"
-
-    def _page(self, sheets: Sequence[Path]) -> Iterator[str]:
-        title = html.escape(" / ".join(member.title for member in self.members[:3]))
-        yield f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>'
-        yield f"<style>\n{STYLE}</style>\n<h1>Runs compared</h1>"
-        yield f"<p>{html.escape(self._images())}</p>"
-        yield from (f"<p>{html.escape(note)}</p>" for note in self.notes)
-        yield from _section("Settings that differ", settings_grid(self.members))
         first, *others = self.means
-        yield from self._scores(first)
-        yield "<h2>Predictions</h2><p>All on the scale of the truths, in metres.</p>"
-        for sheet in sheets:
-            data = base64.b64encode(sheet.read_bytes()).decode("ascii")
-            yield f'<p><img alt="Image, truth, runs" src="data:image/png;base64,{data}"></p>'
-        for protocol in others:
-            yield from self._scores(protocol)
-        yield from _section("Folders", _folders(self.members))
+        pictures = [Picture(path, "All on the scale of the truths, in metres.") for path in sheets]
+        folders = [[Cell(one.title), Cell(str(one.folder))] for one in self.members]
+        sections: dict[str, Sequence[Block]] = {
+            "Images": [self._images(), list(self.notes)] if self.notes else [self._images()],
+            "Settings that differ": [settings_grid(self.members)],
+            **self._scores(first),
+            "Predictions": pictures,
+            **{heading: one for name in others for heading, one in self._scores(name).items()},
+            "Folders": [grid(["run", "folder"], folders, texts=2)],
+        }
+        titles = " / ".join(member.title for member in self.members[:3])
+        return as_html(f"Runs compared: {titles}", sections)
 
-    def _scores(self, protocol: str) -> Iterator[str]:
+    def _scores(self, protocol: str) -> dict[str, Sequence[Block]]:
         words = in_words(protocol)
-        yield from _section(words[:1].upper() + words[1:], mean_grid(self, protocol, bounds=True))
-        yield f"<p>{html.escape(self._reading())}</p>"
-        yield from _hypertext(difference_grid(self, protocol))
+        means = mean_grid(self, protocol, bounds=True)
+        differences = difference_grid(self, protocol)
+        return {words[:1].upper() + words[1:]: [means, self._reading(), differences]}
 
     def _images(self) -> str:
         return (
@@ -208,20 +192,6 @@ def _bounds(found: Interval, sign: str) -> str:
 
 def _heads(table: Table, protocol: str) -> list[str]:
     return [heading(metric, {}, metres=protocol != "paper") for metric in table]
-
-
-def _folders(members: Sequence[Member]) -> Grid:
-    rows = [[Cell(one.title), Cell(str(one.folder))] for one in members]
-    return grid(["run", "folder"], rows, texts=2)
-
-
-def _section(title: str, table: Grid) -> Iterator[str]:
-    yield f"<h2>{html.escape(title)}</h2>"
-    yield from _hypertext(table)
-
-
-def _hypertext(table: Grid) -> list[str]:
-    return ["<div>", *hypertext(table), "</div>"]
 
 
 def _folded(table: Grid) -> list[str]:

@@ -13,7 +13,7 @@ from string import Template
 
 from PIL import Image
 
-from llm_mde.studies.grid import Grid, escape_markdown, markdown
+from llm_mde.studies.grid import Grid, escape_markdown, hypertext, markdown
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _html(block: Block) -> str:
         case str():
             return f"<p>{escape(block)}</p>"
         case Grid():
-            return _table(block)
+            return f'<div class="wide">{"".join(hypertext(block))}</div>'
         case Code():
             return f"<pre>{escape(block.text)}</pre>"
         case Picture():
@@ -94,17 +94,6 @@ def _figure(picture: Picture) -> str:
     caption = escape(picture.caption)
     shown = f'<img src="{source}" alt="{caption}" style="width:{inches:.2f}in">'
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
-
-
-def _table(table: Grid) -> str:
-    def cell(tag: str, at: int, text: str) -> str:
-        kind = "" if at < table.texts else ' class="n"'
-        return f"<{tag}{kind}>{escape(text)}</{tag}>"
-
-    head = "".join(cell("th", at, name) for at, name in enumerate(table.head))
-    rows = ["".join(cell("td", at, c.text) for at, c in enumerate(row)) for row in table.rows]
-    body = "".join(f"<tr>{row}</tr>" for row in (head, *rows))
-    return f'<div class="wide"><table>{body}</table></div>'
 
 
 PAGE = Template("""<!doctype html>

@@ -28,6 +28,7 @@ from llm_mde.studies.summary import OURS, blocks
 from llm_mde.studies.trials import How, run_trials
 from llm_mde.tracking.about import NOTE
 from llm_mde.tracking.mlflow import MlflowTracker
+from llm_mde.tracking.sync import catch_up
 from llm_mde.tracking.tracker import Status
 from llm_mde.training.legend import legend
 
@@ -110,6 +111,8 @@ def _run(
     finally:
         if parent is not None:
             parent.close(status)
+    if parent is not None:
+        catch_up([trial.config.run_dir for trial in made.trials], parent)
     logger.info("%s: %s for %d trials", name, duration(time.monotonic() - began), len(todo))
     return Finished(made, outcomes, files)
 

@@ -51,7 +51,7 @@ def scheduler_of(search: Search, base: Base, *, steps: int) -> TrialScheduler | 
             min_time_slice=math.inf,  # none is paused: a run is not stopped and started for nothing
         )
     if search.scheduler == "pbt":
-        return _population(base, every=grace)
+        return _population(base, every=grace, seed=search.seed)
     return AsyncHyperBandScheduler(
         time_attr=TIME,
         max_t=steps,
@@ -70,10 +70,15 @@ class _Median(MedianStoppingRule):
             super().on_trial_complete(tune_controller, trial, result)
 
 
-def _population(base: Base, *, every: int) -> PopulationBasedTraining:
-    """Every so many steps the worst quarter goes on from the best, with other values."""
+def _population(base: Base, *, every: int, seed: int) -> PopulationBasedTraining:
+    """Every so many steps the worst quarter goes on from the best, with other values.
+
+    Draws follow the seed; whose they are follows from which trial comes first.
+    """
+    random.seed(seed)  # Ray draws from Python's own generator
+    own = random.Random(seed)
     rules = base.space.parameters
-    changed = {path: _other(rule) for path, rule in rules.items() if rule.drawn or rule.grid}
+    changed = {path: _other(rule, own) for path, rule in rules.items() if rule.drawn or rule.grid}
 
     def settle(config: dict[str, Any]) -> dict[str, Any]:
         """Perturbed numbers are taken back into their ranges, and references follow."""
@@ -92,8 +97,8 @@ def _population(base: Base, *, every: int) -> PopulationBasedTraining:
     )
 
 
-def _other(rule: Rule) -> list[Any] | Callable[[], Any]:
-    return rule.choice or rule.grid or (lambda: rule.draw(random.Random()))
+def _other(rule: Rule, generator: random.Random) -> list[Any] | Callable[[], Any]:
+    return rule.choice or rule.grid or (lambda: rule.draw(generator))
 
 
 def within(rule: Rule, value: Any) -> Any:

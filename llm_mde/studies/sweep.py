@@ -29,6 +29,7 @@ from llm_mde.studies.trials import Ended, How, run_trials
 from llm_mde.studies.winner import Training
 from llm_mde.tracking.about import NOTE
 from llm_mde.tracking.mlflow import MlflowTracker
+from llm_mde.tracking.sync import catch_up
 from llm_mde.tracking.tracker import Status
 from llm_mde.training.folder import write_whole
 from llm_mde.training.legend import legend
@@ -99,6 +100,8 @@ def _run(sweep: Sweep, *, share: Share, address: str | None, about: Mapping[str,
     finally:
         if parent is not None:
             parent.close(status)
+    if parent is not None:
+        catch_up([row.run for row in board.rows], parent)
     logger.info("%s: %s", sweep.name, duration(time.monotonic() - began))
     if not any(row.scores for row in board.rows):
         raise ConfigError(f"{sweep.name}: every trial failed; the first: {board.rows[0].error}")

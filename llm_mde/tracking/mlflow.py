@@ -33,6 +33,7 @@ MAX_PARAMS = 100  # MLflow's limit of one log_batch
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
 MAX_TAG = 8000  # of a tag
 RETRY_S = 60.0  # pause after a failure, so that a dead server costs one attempt a minute
+SEARCHED = 50_000  # runs of one search, MLflow's limit
 WAITING = 20_000  # calls kept while the store is away; the oldest go first
 
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
@@ -75,6 +76,25 @@ class MlflowTracker(Tracker):
         """MLflow's id of this run; None while the store has not answered yet."""
         return self._run_id
 
+    @property
+    def uri(self) -> str:
+        """Address of the store, without credentials."""
+        return redacted(self._uri)
+
+    def ended_children(self) -> set[str]:
+        """Ids of the runs below this one, which the store has, that have ended.
+
+        Raises:
+            Exception: one of `connection.FAILURES`.
+        """
+        assert self._client and self._run_id
+        found = self._client.search_runs(
+            [self._client.get_run(self._run_id).info.experiment_id],
+            filter_string=children_of(self._run_id),
+            max_results=SEARCHED,
+        )
+        return {run.info.run_id for run in found if run.info.status != "RUNNING"}
+
     def params(self, params: Mapping[str, object]) -> None:
         """Record the configuration; what a resumed run changes becomes a tag `resumed.<path>`."""
         values = {key: _text(value) for key, value in params.items()}
@@ -100,7 +120,11 @@ class MlflowTracker(Tracker):
         self._send(send)
 
     def figure(self, path: Path, name: str, step: int) -> None:
-        """Record a picture: in the image grid of the page, by step, and as a file in `figures`."""
+        """Record a picture: in the page's image grid, by step, and as a file in `figures`.
+
+        The latest one is `<name>.png` as well: MLflow's view of runs side by side shows files that
+        all of them have, at the top of their artifacts alone.
+        """
 
         def send(client: MlflowClient, run_id: str) -> None:
             if self._recorded is None or not self._recorded.has_figure(client, path.name):
@@ -139,7 +163,8 @@ class MlflowTracker(Tracker):
         self._drain()
         if self._waiting:
             logger.warning(
-                "mlflow: %d records were not sent; 'llm-mde track sync RUN' sends a run's later",
+                "mlflow: %d records were not sent; 'llm-mde track sync RUN' sends a run's later, "
+                "and the same command again those of a sweep or an experiment",
                 len(self._waiting),
             )
 
@@ -169,18 +194,19 @@ class MlflowTracker(Tracker):
 
     def _start(self) -> tuple[MlflowClient, str]:
         client, experiment = open_experiment(self._config, self._uri)
-        uri = redacted(self._uri)
-        file = _id_file(self._run_dir, uri) if self._resume else self._run_dir / RUN_ID_FILE
-        known = known_run(self._run_dir, uri) if self._resume else None
+        file = _id_file(self._run_dir, self.uri) if self._resume else self._run_dir / RUN_ID_FILE
+        known = known_run(self._run_dir, self.uri) if self._resume else None
+        parent = self._config.parent_run_id
+        below = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
         if known and _reopened(client, known):
+            for tag, value in below.items():  # it may have begun while its parent's store was away
+                client.set_tag(known, tag, value)
             self._recorded = Recorded(known)
             return client, known
-        parent = self._config.parent_run_id
-        tags = origin() | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
-        run = client.create_run(experiment, run_name=self._run_dir.name, tags=tags)
+        run = client.create_run(experiment, run_name=self._run_dir.name, tags=origin() | below)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(file.name + ".tmp")
-        temporary.write_text(f"{run.info.run_id}\n{uri}\n")
+        temporary.write_text(f"{run.info.run_id}\n{self.uri}\n")
         temporary.replace(file)
         return client, run.info.run_id
 
@@ -189,6 +215,11 @@ def known_run(run_dir: Path, uri: str) -> str | None:
     """The id of a folder's run in a store, by its address as shown; None: it is not there."""
     file = _id_file(run_dir, uri)
     return file.read_text().split()[0] if file.is_file() else None
+
+
+def children_of(run_id: str) -> str:
+    """MLflow's filter for the runs below one."""
+    return f'tags.{MLFLOW_PARENT_RUN_ID} = "{run_id}"'
 
 
 def _id_file(run_dir: Path, uri: str) -> Path:
@@ -255,6 +286,7 @@ def _log_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) ->
 def _log_figure(client: MlflowClient, run_id: str, path: Path, name: str, step: int) -> None:
     with Image.open(path) as picture:
         client.log_image(run_id, picture, key=name, step=step, synchronous=True)
+        client.log_image(run_id, picture, artifact_file=f"{name}.png")
     client.log_artifact(run_id, str(path), FIGURES)
 
 

@@ -1,16 +1,22 @@
 """Replays the record of a run folder into MLflow: nothing is lost there, nothing twice."""
 
 import json
+import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_mde.config import TrackingConfig, tracking_uri
 from llm_mde.errors import ConfigError
+from llm_mde.locks import training
 from llm_mde.recipes import flat, load
 from llm_mde.tracking.about import describe
-from llm_mde.tracking.mlflow import MlflowTracker
+from llm_mde.tracking.connection import FAILURES, in_words
+from llm_mde.tracking.mlflow import MlflowTracker, known_run
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics, read_status
+
+logger = logging.getLogger(__name__)
 
 CLOCKS = ("step", "time")
 LATER = "the record stays in the run folder, sync again later"
@@ -40,24 +46,55 @@ class Synced:
         )
 
 
-def sync(run_dir: Path, *, uri: str | None = None) -> Synced:
+def sync(run_dir: Path, *, uri: str | None = None, parent: str | None = None) -> Synced:
     """Send what the store does not have of a run: parameters, numbers, figures, the adapter.
 
     Args:
         run_dir: the run's folder.
         uri: the store; None: that of the run's configuration.
+        parent: id of the run there that it belongs below; None: that of the configuration.
 
     Raises:
-        ConfigError: the folder holds no run; the store does not answer, or refuses.
+        ConfigError: the folder holds no run, or one that is being trained and sends its own record;
+            the store does not answer, or refuses.
     """
+    with training(run_dir.absolute()):
+        return _sync(run_dir, uri=uri, parent=parent)
+
+
+def catch_up(runs: Iterable[Path], parent: MlflowTracker) -> None:
+    """Send what an outage kept from the parent's store of runs that are over, as its children.
+
+    A run that has ended there was sent whole, for its end is sent last.
+    """
+    if parent.run_id is None:
+        return  # away; it has said so
+    try:
+        ended = parent.ended_children()
+        late = [
+            run
+            for run in runs
+            if (run / METRICS_FILE).is_file() and known_run(run, parent.uri) not in ended
+        ]
+        for run in late:
+            sync(run, uri=parent.uri, parent=parent.run_id)
+    except FAILURES as error:
+        logger.warning("mlflow: runs that it lacks were not sent: %s", in_words(error))
+    else:
+        if late:
+            logger.info("mlflow: sent what it lacked of %d runs", len(late))
+
+
+def _sync(run_dir: Path, *, uri: str | None, parent: str | None) -> Synced:
     settings = run_dir / "config.yaml"
     rows = read_metrics(run_dir / METRICS_FILE)
     if not settings.is_file() or not rows:
         raise ConfigError(f"{run_dir}: no config.yaml and metrics.jsonl, expected a run folder")
     config = load(settings)
     tracking = config.tracking
-    if uri:
-        tracking = TrackingConfig.model_validate(tracking.model_dump() | {"uri": uri})
+    told = {"uri": uri, "parent_run_id": parent}
+    changed = {name: value for name, value in told.items() if value}
+    tracking = TrackingConfig.model_validate(tracking.model_dump() | changed)
     shown = tracking_uri(tracking)
     tracker = MlflowTracker(tracking, run_dir=run_dir, resume=True)
     if tracker.run_id is None:

@@ -26,6 +26,7 @@ from llm_mde.config import TrackingConfig, tracking_uri
 from llm_mde.errors import ConfigError
 from llm_mde.launcher import free_port
 from llm_mde.tracking.connection import problem
+from llm_mde.tracking.mlflow import children_of
 
 HOST, PORT = "127.0.0.1", 5000  # MLflow's usual port
 START_S = 180.0  # it imports for ten seconds, and makes the tables of an old store new
@@ -96,13 +97,13 @@ def links(client: MlflowClient, experiment: str, *, url: str) -> dict[str, str]:
     sweep = _last_sweep(client, experiment)
     if sweep is None:
         return found
-    filtered = {"searchFilter": _children_of(sweep.info.run_id)}
+    filtered = {"searchFilter": children_of(sweep.info.run_id)}
     found[f"charts of the last sweep, {sweep.info.run_name}"] = (
         f"{runs}?{_query(CHARTS | filtered | TRAINING)}"
     )
     trials = client.search_runs(
         [experiment],
-        filter_string=_children_of(sweep.info.run_id),
+        filter_string=children_of(sweep.info.run_id),
         order_by=[f"{BY_SCORE['orderByKey']} ASC"],
         max_results=COMPARED,
     )
@@ -118,10 +119,6 @@ def links(client: MlflowClient, experiment: str, *, url: str) -> dict[str, str]:
 
 def _query(words: dict[str, str]) -> str:
     return "&".join(f"{name}={quote(value, safe='')}" for name, value in words.items())
-
-
-def _children_of(run_id: str) -> str:
-    return f'tags.{MLFLOW_PARENT_RUN_ID} = "{run_id}"'
 
 
 def _last_sweep(client: MlflowClient, experiment: str) -> Run | None:

@@ -134,7 +134,7 @@ def test_two_sweeps_at_once_on_one_store_lose_nothing(place: Path) -> None:
         assert (place / "runs" / name / "leaderboard.csv").read_text().count("\n") == 3
 
 
-def test_a_server_that_is_away_does_not_stop_a_sweep(place: Path) -> None:
+def test_a_server_that_is_away_does_not_stop_a_sweep_and_gets_all_later(place: Path) -> None:
     (place / "away.yaml").write_text("name: away\ntrials: {a: {train.batch: 2}}\n")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
@@ -144,3 +144,15 @@ def test_a_server_that_is_away_does_not_stop_a_sweep(place: Path) -> None:
     assert child.returncode == 0, said
     assert "records were not sent" in said and "Traceback" not in said
     assert (place / "runs/away/leaderboard.csv").read_text().count("\n") == 2
+    uri = f"sqlite:///{place}/later.db"
+    child = start_sweep(place, "--set", f"tracking.uri={uri}", space="away")
+    said, _ = child.communicate(timeout=400)
+    assert child.returncode == 0 and "1 trials, 1 of them done" in said, said
+    client = MlflowClient(uri)
+    trial, parent = client.search_runs(
+        [client.get_experiment_by_name("llm-mde").experiment_id],
+        order_by=["attributes.run_name ASC"],
+    )[::-1]
+    assert (parent.info.run_name, trial.info.run_name) == ("away", "away-a")
+    assert trial.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert trial.data.metrics["val/abs_rel"] > 0

@@ -22,7 +22,10 @@ from llm_mde.tracking.mlflow import RUN_ID_FILE, MlflowTracker
 from llm_mde.tracking.sync import sync
 from llm_mde.tracking.tracker import RunFolderTracker
 
-LATER = "'llm-mde track sync RUN' sends a run's later"
+LATER = (
+    "'llm-mde track sync RUN' sends a run's later, and the same command again those of a sweep or "
+    "an experiment"
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,7 @@ def test_run_can_be_read_back(store: TrackingConfig, client: MlflowClient, tmp_p
     assert run.data.metrics["val_paper/rmse"] == 0.2
     names = {file.path for file in client.list_artifacts(tracker.run_id, "figures")}
     assert names == {"figures/step-000020.png"}
+    assert "val.png" in {file.path for file in client.list_artifacts(tracker.run_id)}
     grid = [file.path for file in client.list_artifacts(tracker.run_id, "images")]
     assert sorted(Path(name).suffix for name in grid) == [".png", ".webp"]
     assert all(name.startswith("images/val+step+20+") for name in grid)

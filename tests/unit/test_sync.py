@@ -1,6 +1,7 @@
 """A run's record replayed into MLflow."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from llm_mde.config import TrackingConfig
 from llm_mde.errors import ConfigError
 from llm_mde.tracking import mlflow as mlflow_module
 from llm_mde.tracking.mlflow import RUN_ID_FILE, MlflowTracker
-from llm_mde.tracking.sync import sync
+from llm_mde.tracking.sync import catch_up, sync
 from llm_mde.tracking.tracker import RunFolderTracker
 
 ROWS = [({"train/loss": 3.0}, 1), ({"train/loss": 2.0}, 2), ({"val/abs_rel": 0.5, "epoch": 1.0}, 2)]
@@ -139,6 +140,38 @@ def test_a_store_that_does_not_answer_is_an_error(run: Path, monkeypatch) -> Non
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ConfigError, match="^http://127.0.0.1:9: .* the record stays"):
         sync(run, uri="http://127.0.0.1:9")
+
+
+def test_children_that_a_store_lacks_get_there_below_their_parent(
+    run: Path, uri: str, tmp_path: Path
+) -> None:
+    client = MlflowClient(tracking_uri=uri)
+    complete, begun = (shutil.copytree(run, tmp_path / name) for name in ("complete", "begun"))
+    parent = MlflowTracker(TrackingConfig(uri=uri), run_dir=tmp_path / "sweep")
+    known = sync(complete, uri=uri, parent=parent.run_id).run_id
+    ended = client.get_run(known).info.end_time
+    MlflowTracker(TrackingConfig(uri=uri), run_dir=begun)  # the store went away behind its start
+
+    catch_up([run, complete, begun, tmp_path / "never trained"], parent)
+
+    found = client.search_runs(
+        [client.get_run(known).info.experiment_id],
+        filter_string=f'tags."mlflow.parentRunId" = "{parent.run_id}"',
+    )
+    assert {one.info.run_name for one in found} == {"night", "complete", "begun"}
+    for one in found:
+        assert one.info.status == "FINISHED"
+        assert history(uri, one.info.run_id, "train/loss") == [(1, 3.0), (2, 2.0)]
+    assert client.get_run(known).info.end_time == ended
+
+
+def test_a_parent_whose_store_is_away_says_so_and_no_more(
+    run: Path, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    parent = MlflowTracker(TrackingConfig(uri="http://127.0.0.1:9"), run_dir=tmp_path / "sweep")
+    catch_up([run], parent)
+    assert len(caplog.records) == 1 and "the run goes on" in caplog.text
 
 
 def test_the_command_says_what_it_sent(run: Path, uri: str, capsys) -> None:
