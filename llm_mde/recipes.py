@@ -4,6 +4,7 @@ A YAML lists differences from the defaults; `--set` and a sweep trial use the sa
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,10 @@ def flat(config: BaseModel) -> dict[str, Any]:
 def dump(config: BaseModel) -> str:
     """The whole tree as YAML that `load` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def short(paths: Iterable[str]) -> dict[str, str]:
+    """Path -> its name without what all paths of the model share, where that tells them apart."""
+    names = {path: path.removeprefix("model.").replace(".lora.", ".") for path in paths}
+    taken = Counter(names.values())
+    return {path: name if taken[name] == 1 else path for path, name in names.items()}

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llm_mde.recipes import short
 from llm_mde.scoring.metrics import METRICS
 from llm_mde.studies.grid import Cell, Grid, columns, grid
-from llm_mde.studies.labels import UNSET, identity, label, short
+from llm_mde.studies.labels import UNSET, identity, label
 from llm_mde.studies.programs import SCORE
 from llm_mde.studies.summary import Spread, spread
 

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llm_mde.recipes import short
 from llm_mde.studies.board import Leaderboard, Row, Standing
 from llm_mde.studies.factors import Design, Factor, design_of
 from llm_mde.studies.grid import Cell, Grid, grid
 from llm_mde.studies.importance import Importance, Share, importance
-from llm_mde.studies.labels import label, short
+from llm_mde.studies.labels import label
 from llm_mde.studies.programs import SCORE
 
 SEED, REST, UNKNOWN = "seed", "the rest", "–"

@@ -12,12 +12,12 @@ from llm_mde.config import Config
 from llm_mde.launcher import cores
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.progress import duration
+from llm_mde.recipes import short
 from llm_mde.scoring.losses import LOSSES
 from llm_mde.studies.plan import counted
 from llm_mde.studies.process import gpu_ids
 from llm_mde.studies.records import Records
 from llm_mde.studies.share import Devices, Share, share
-from llm_mde.studies.space import short
 from llm_mde.studies.sweep_plan import RECORDS, Sweep
 
 MICRO_BATCH = 8  # images of a measured pass, at most
@@ -64,15 +64,16 @@ class Forecast:
         sweep, lines = self.sweep, []
         as_run = {name: sweep.as_run(name, settings) for name, settings in sweep.trials.items()}
         common = _common(list(as_run.values()))
+        names = short(path for settings in as_run.values() for path in settings)
         for name, settings in as_run.items():
-            own = [f"{short(p)}={v}" for p, v in settings.items() if p not in common]
+            own = [f"{names[path]}={v}" for path, v in settings.items() if path not in common]
             state = self.states.get(name, "to do")
             lines.append(f"{name}  {' '.join(own) or '-'}  steps {self.sweep.steps[name]}  {state}")
         if sweep.bayes:
             over = dict(Counter(self.states.values()))
             lines.append(f"{sweep.total} trials that Optuna suggests as they go on; so far: {over}")
         if common and len(sweep.trials) > 1:
-            shared = " ".join(f"{short(path)}={value}" for path, value in common.items())
+            shared = " ".join(f"{names[path]}={value}" for path, value in common.items())
             lines.append(f"all: {shared}")
         each = ", ".join(f"{value:g} {name}" for name, value in self.devices.resources().items())
         return [

@@ -1,21 +1,12 @@
 """Settings in few letters, for tables and figures."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 from llm_mde.axis import number
 
 UNSET = ""  # a path that a trial leaves as the base has it
 NAMES = {UNSET: "base", None: "none", True: "true", False: "false"}
-
-
-def short(paths: Iterable[str]) -> dict[str, str]:
-    """Path -> its name without what all paths of the model share, where that tells them apart."""
-    names = {path: path.removeprefix("model.").replace(".lora.", ".") for path in paths}
-    taken = Counter(names.values())
-    return {path: name if taken[name] == 1 else path for path, name in names.items()}
 
 
 def label(value: Any) -> str:

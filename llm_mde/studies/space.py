@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from llm_mde.config import Config, Frozen
 from llm_mde.credentials import redacted
 from llm_mde.errors import ConfigError
-from llm_mde.recipes import find, flat, in_words, load, read_yaml
+from llm_mde.recipes import find, flat, in_words, load, read_yaml, short
 from llm_mde.studies import rules
 from llm_mde.studies.rules import Rule
 
@@ -266,17 +266,12 @@ def trial_name(number: int) -> str:
 
 def _around(around: Around) -> dict[str, dict[str, Any]]:
     """The centre, then the others; a value that is the centre's is left out."""
-    found = {CENTRE: around.centre}
+    found, names = {CENTRE: around.centre}, short(around.vary)
     for path, values in around.vary.items():
         for value in values:
             if value != around.centre[path]:
-                found[f"{short(path)}={_plain(value)}"] = around.centre | {path: value}
+                found[f"{names[path]}={_plain(value)}"] = around.centre | {path: value}
     return found
-
-
-def short(path: str) -> str:
-    """A dotted path by the words that tell it from others: `vit.r` of `model.vit.lora.r`."""
-    return ".".join([word for word in path.split(".") if word not in ("model", "lora")][-2:])
 
 
 def _plain(value: Any) -> str:

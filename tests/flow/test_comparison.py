@@ -26,6 +26,8 @@ from tests.support.browser import (
     compare_selected,
     differing_parameters,
     new_page,
+    same_file,
+    width,
 )
 from tests.support.sweep import run_space, write_place
 
@@ -147,9 +149,7 @@ def test_pictures_of_the_trials_stand_side_by_side(page: Any, ui: Served) -> Non
     grid = add_images(page, "val", step=LAST_STEP)
     shown = grid.locator("img")
     assert shown.count() == 2
-    widths = [image.evaluate("one => one.decode().then(() => one.naturalWidth)")
-              for image in shown.all()]  # fmt: skip
-    assert min(widths) > 100
+    assert min(width(image) for image in shown.all()) > 100
     assert {"pair-small", "pair-large"} <= set(grid.inner_text().split())
 
 
@@ -174,6 +174,8 @@ def test_the_trials_side_by_side_show_what_differs(
         assert [path, *(reversed(values) if large_first else values)] in found
     assert {row[0] for row in found} == {*DIFFER, "name"}
     assert page.get_by_role("link", name="val/abs_rel").count() == 1
+    pictures = same_file(page, "val.png", runs=2)
+    assert len(pictures) == 2 and min(width(one) for one in pictures) > 100
 
 
 def test_ctrl_c_ends_the_page_and_all_its_processes(ui: Served) -> None:

@@ -84,6 +84,20 @@ def add_images(page: Any, name: str, *, step: int) -> Any:
     return page.get_by_role("dialog")
 
 
+def same_file(page: Any, name: str, *, runs: int) -> list[Any]:
+    """The pictures of one file name in MLflow's comparison of runs, one of each."""
+    page.get_by_text(name, exact=True).click()
+    shown = page.locator("img[src^=blob]:visible")
+    shown.nth(runs - 1).wait_for()
+    return list(shown.all())
+
+
+def width(image: Any) -> int:
+    """Pixels across of a picture, once it is there."""
+    found: int = image.evaluate("one => one.decode().then(() => one.naturalWidth)")
+    return found
+
+
 def keep(page: Any, path: Path) -> None:
     """A picture of the page as it is, in few colours: small."""
     page.screenshot(path=path)

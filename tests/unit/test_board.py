@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from llm_mde.recipes import short
 from llm_mde.studies.board import Leaderboard, Row, ranked
-from llm_mde.studies.labels import label, short
+from llm_mde.studies.labels import label
 
 LR = "optim.lr"
 
