@@ -41,7 +41,7 @@ def attempt(
         cost = cost_of(config.run_dir)
     scored = {test: _score(place, config, test, keys) for test, keys in trial.tests.items()}
     if config.tracking.mlflow:
-        _record(config, trial, scored, step=cost.steps)
+        record(config, trial, scored, step=cost.steps)
     write_result(trial, scored, cost)
 
 
@@ -71,7 +71,10 @@ def _score(place: Place, config: Config, test: str, keys: str) -> dict[str, Any]
     return found
 
 
-def _record(config: Config, trial: Trial, scored: dict[str, dict[str, Any]], *, step: int) -> None:
+def record(
+    config: Config, trial: Trial, scored: Mapping[str, Mapping[str, Any]], *, step: int
+) -> None:
+    """Add a trial's scores on its tests to its run in MLflow, those that it lacks."""
     tracker = MlflowTracker(config.tracking, run_dir=config.run_dir, resume=True)
     tracker.params({"row": trial.name, "seed": trial.seed})
     for test, said in scored.items():

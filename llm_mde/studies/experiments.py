@@ -17,17 +17,18 @@ from llm_mde.recipes import find
 from llm_mde.scoring.metrics import METRICS
 from llm_mde.studies import report
 from llm_mde.studies.agenda import Planned
-from llm_mde.studies.attempt import attempt
+from llm_mde.studies.attempt import attempt, record
 from llm_mde.studies.live import Live
 from llm_mde.studies.paper import UNTRAINED, Outcome
 from llm_mde.studies.plan import Plan, Trial
 from llm_mde.studies.process import alone
-from llm_mde.studies.results import outcomes_of
+from llm_mde.studies.programs import below
+from llm_mde.studies.results import outcomes_of, read_result
 from llm_mde.studies.share import Share
 from llm_mde.studies.summary import OURS, blocks
 from llm_mde.studies.trials import How, run_trials
 from llm_mde.tracking.about import NOTE
-from llm_mde.tracking.mlflow import MlflowTracker
+from llm_mde.tracking.mlflow import MlflowTracker, known_run
 from llm_mde.tracking.sync import catch_up
 from llm_mde.tracking.tracker import Status
 from llm_mde.training.legend import legend
@@ -90,8 +91,7 @@ def _run(
     figure = made.folder / report.FOLDER / report.FIGURE
     if todo:
         figure.unlink(missing_ok=True)  # the last file of a report: absent, it is to be made anew
-    anew = not figure.is_file()
-    parent = _parent(made, about) if anew else None
+    parent = _parent(made, about)
     status: Status = "failed"
     try:
         errors = _run_trials(todo, made, parent, ds_config=ds_config, concurrent=concurrent)
@@ -112,7 +112,7 @@ def _run(
         if parent is not None:
             parent.close(status)
     if parent is not None:
-        catch_up([trial.config.run_dir for trial in made.trials], parent)
+        _catch_up(made, parent)
     logger.info("%s: %s for %d trials", name, duration(time.monotonic() - began), len(todo))
     return Finished(made, outcomes, files)
 
@@ -172,6 +172,20 @@ def _parent(made: Plan, about: dict[str, str]) -> MlflowTracker | None:
     parent.tags({NOTE: legend()})
     parent.params(about | {"title": made.experiment.title, "table": made.experiment.table})
     return parent
+
+
+def _catch_up(made: Plan, parent: MlflowTracker) -> None:
+    """Send what MLflow lacks of the runs, and their scores on tests, which no run's record has."""
+    late = catch_up([trial.config.run_dir for trial in made.trials], parent)
+    if parent.run_id is None:
+        return
+    for trial in made.trials:
+        run = trial.config.run_dir
+        lacks = run in late or (trial.name == UNTRAINED and not known_run(run, parent.uri))
+        if lacks and trial.result.is_file():
+            found = read_result(trial)
+            config = below(trial.config, parent.run_id)
+            record(config, trial, found["tests"], step=found["cost"]["steps"])
 
 
 def _record(parent: MlflowTracker, made: Plan, outcomes: Sequence[Outcome]) -> None:

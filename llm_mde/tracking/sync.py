@@ -62,13 +62,16 @@ def sync(run_dir: Path, *, uri: str | None = None, parent: str | None = None) ->
         return _sync(run_dir, uri=uri, parent=parent)
 
 
-def catch_up(runs: Iterable[Path], parent: MlflowTracker) -> None:
+def catch_up(runs: Iterable[Path], parent: MlflowTracker) -> list[Path]:
     """Send what an outage kept from the parent's store of runs that are over, as its children.
 
     A run that has ended there was sent whole, for its end is sent last.
+
+    Returns:
+        The runs that were sent; none where the store is still away, which is logged.
     """
     if parent.run_id is None:
-        return  # away; it has said so
+        return []  # it has said so
     try:
         ended = parent.ended_children()
         late = [
@@ -80,9 +83,10 @@ def catch_up(runs: Iterable[Path], parent: MlflowTracker) -> None:
             sync(run, uri=parent.uri, parent=parent.run_id)
     except FAILURES as error:
         logger.warning("mlflow: runs that it lacks were not sent: %s", in_words(error))
-    else:
-        if late:
-            logger.info("mlflow: sent what it lacked of %d runs", len(late))
+        return []
+    if late:
+        logger.info("mlflow: sent what it lacked of %d runs", len(late))
+    return late
 
 
 def _sync(run_dir: Path, *, uri: str | None, parent: str | None) -> Synced:
