@@ -1,56 +1,32 @@
-import hashlib
-import os
-import pickle
-import signal
-import subprocess
-import sys
+"""Batches from shards: every sample once, in one order, whatever reads them."""
+
 import uuid
 from itertools import islice
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
 
 from llm_mde.config import AugmentConfig
-from llm_mde.data import samples as samples_module
 from llm_mde.data.folder import ShardFolder
 from llm_mde.data.index import open_index
 from llm_mde.data.pixels import Shape, depths, resize_image, resize_nearest, to_metres
 from llm_mde.data.plan import Part, Plan
-from llm_mde.data.samples import Shards
-from llm_mde.data.stream import Batches, evaluation_batches, training_batches
-from llm_mde.errors import ConfigError, DataError, StoreError
+from llm_mde.data.stream import evaluation_batches, training_batches
+from llm_mde.errors import ConfigError, DataError
 from tests.support.rawscene import write_scene
-from tests.support.shards import frame, rows, write_rows, write_shards
+from tests.support.shards import frame, write_shards
+from tests.support.streams import BATCH, COUNTS, MICRO, SHAPE, STEPS, batches_of
 
 # Small machines have fewer cores than the loader processes of these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-
-COUNTS = [9, 2, 14, 8]  # 33 samples
-SHAPE = Shape((16, 24), "bicubic", 10.0)
-BATCH, MICRO = 8, 2
-STEPS = 4  # of an epoch: 33 // 8
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = write_shards(tmp_path_factory.mktemp("shards"), COUNTS)
     return write_shards(made, [5, 2], split="val")
-
-
-def batches_of(folder, *, part=None, augmentation=None, **settings):
-    index = open_index(folder, "train")
-    plan = Plan(index.counts, batch=BATCH, micro_batch=MICRO, window=3, seed=5)
-    return training_batches(
-        index,
-        plan,
-        SHAPE,
-        part=part or Part(),
-        augmentation=augmentation or AugmentConfig(),
-        **settings,
-    )
 
 
 def global_steps(folder, *, ranks, workers, steps, **settings):
@@ -233,236 +209,6 @@ def test_frames_of_several_sizes_train_together_but_are_not_evaluated_so(tmp_pat
     assert len(list(evaluation_batches(index, SHAPE, batch=8, part=Part()))) == 2
     with pytest.raises(DataError, match=r"split train: frames of several sizes \[\(24, 24\), \(32"):
         list(evaluation_batches(index, SHAPE, batch=16, part=Part()))
-
-
-def flip_a_byte(path, entry):
-    data = bytearray(path.read_bytes())
-    data[entry.offset + entry.size // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut(path, entry):
-    os.truncate(path, entry.offset + entry.size // 2)
-
-
-def remove(path, entry):
-    path.unlink()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(
-    ("damage", "cause"),
-    [
-        (flip_a_byte, "do not match the index's checksum; the shard is damaged, pack again"),
-        (cut, "do not match the index's checksum; the shard is damaged, pack again"),
-        (remove, "No such file or directory; the index lists it, pack again"),
-    ],
-)
-def test_broken_shard_is_named_with_its_sample(tmp_path, damage, cause, workers):
-    write_shards(tmp_path, COUNTS)
-    entry = open_index(tmp_path, "train").shards[3][-1]
-    damage(tmp_path / entry.shard, entry)
-    with pytest.raises(DataError) as caught:
-        list(islice(batches_of(tmp_path, workers=workers), 2 * STEPS * BATCH // MICRO))
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path / entry.shard}, sample train_0001-")
-    assert message.endswith(cause)
-    assert "\n" not in message
-    if damage is not remove:
-        assert f"sample {entry.key}: " in message
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_sample_may_be_blank_in_its_batch(tmp_path, workers):
-    write_shards(tmp_path, COUNTS)
-    entry = open_index(tmp_path, "train").shards[3][-1]
-    steps = 2 * STEPS * BATCH // MICRO
-    whole = list(islice(batches_of(tmp_path, workers=workers), steps))
-    flip_a_byte(tmp_path / entry.shard, entry)
-    got = list(islice(batches_of(tmp_path, workers=workers, blanks=True), steps))
-    assert [batch["key"] for batch in got] == [batch["key"] for batch in whole]
-    met = 0
-    for mine, theirs in zip(got, whole, strict=True):
-        hurt = [key == entry.key for key in mine["key"]]
-        met += sum(hurt)
-        assert len(mine["lost"]) == sum(hurt) and not theirs["lost"]
-        assert all(key in why and "checksum" in why for key, why in mine["lost"].items())
-        assert not mine["valid"][hurt].any()
-        kept = [not one for one in hurt]
-        for name in ("image", "depth", "valid"):
-            assert torch.equal(mine[name][kept], theirs[name][kept])
-    assert met >= 1
-
-
-def test_a_broken_sample_does_not_count_in_an_evaluation(tmp_path):
-    write_shards(tmp_path, [6], split="val")
-    index = open_index(tmp_path, "val")
-    for at in (1, 4, 5):  # one of two, then a whole batch
-        flip_a_byte(tmp_path / index.entries[at].shard, index.entries[at])
-    batches = list(evaluation_batches(index, SHAPE, batch=2, part=Part(), blanks=True))
-    assert [batch["weight"].tolist() for batch in batches] == [[1, 0], [1, 1], [0, 0]]
-    assert [len(batch["lost"]) for batch in batches] == [1, 0, 2]
-
-
-def test_batches_before_a_broken_sample_arrive(tmp_path):
-    write_shards(tmp_path, [6], split="val")
-    entry = open_index(tmp_path, "val").entries[5]
-    flip_a_byte(tmp_path / entry.shard, entry)
-    index = open_index(tmp_path, "val")
-    batches = iter(evaluation_batches(index, SHAPE, batch=2, part=Part(), workers=2))
-    assert [next(batches)["key"][0][-1] for _ in range(2)] == ["0", "2"]
-    with pytest.raises(DataError, match=entry.key):
-        next(batches)
-
-
-def test_sample_that_does_not_decode_is_named(tmp_path):
-    write_shards(tmp_path, [1])
-    index = open_index(tmp_path, "train")
-    path = tmp_path / "train-000000.tar"
-    tar = path.read_bytes()
-    path.write_bytes(tar.replace(b'{"scene"', b'["scene"'))
-    sealed = path.read_bytes()[: index.entries[0].size]
-    assert sealed != tar[: len(sealed)]
-    line = rows(tmp_path)[0] | {"sha256": hashlib.sha256(sealed).hexdigest()}
-    write_rows(tmp_path, [line])
-    with pytest.raises(DataError, match="train-000000.tar, sample train_0001-000000: meta.json"):
-        list(depths(open_index(tmp_path, "train"), max_depth=10.0))
-
-
-def test_loader_processes_outlive_the_signals_of_a_launcher(folder):
-    batches = iter(batches_of(folder, workers=1))
-    keys = [next(batches)["key"]]
-    for child in torch.multiprocessing.active_children():
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            os.kill(child.pid, number)
-    keys += [next(batches)["key"] for _ in range(12)]
-    expected = [batch["key"] for batch in islice(batches_of(folder), 13)]
-    assert keys == expected
-
-
-def test_loader_processes_end_with_a_rank_that_is_killed(folder):
-    code = (
-        "import sys, time; from tests.unit.test_stream import batches_of\n"
-        "batches = iter(batches_of(sys.argv[1], workers=2))\n"
-        "next(batches); print('fed', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
-    ) as rank:
-        assert rank.stdout.readline() == "fed\n"
-        left = psutil.Process(rank.pid).children(recursive=True)
-        assert len(left) >= 3  # a server and two loaders
-        rank.kill()
-    assert psutil.wait_procs(left, timeout=30)[1] == []
-
-
-def test_a_program_ends_that_leaves_its_loaders_at_work(folder):
-    code = (
-        "import sys; from tests.unit.test_stream import batches_of\n"
-        "batches = iter(batches_of(sys.argv[1], workers=2)); next(batches)\n"
-        "sys.kept = batches"
-    )
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=60)
-
-
-def test_a_store_that_is_away_is_no_damaged_sample(folder, monkeypatch):
-    def away(*_, **__):
-        raise StoreError("nothing came in 8 tries")
-
-    monkeypatch.setattr(Shards, "_span", away)
-    with pytest.raises(StoreError, match="nothing came"):
-        next(iter(batches_of(folder, blanks=True)))
-    index = open_index(folder, "val")
-    with pytest.raises(StoreError, match="nothing came"):
-        next(iter(evaluation_batches(index, SHAPE, batch=1, part=Part(), blanks=True)))
-
-
-def test_mistake_of_ours_keeps_its_type():
-    def broken():
-        raise RuntimeError("a bug")
-        yield
-
-    with pytest.raises(RuntimeError, match="a bug"):
-        list(Batches(broken, workers=0))
-
-
-def test_unknown_split_names_those_there_are(folder):
-    with pytest.raises(DataError, match="no split 'tarin', this folder has: train, val$"):
-        open_index(folder, "tarin")
-
-
-def test_folder_without_index_is_no_pack(tmp_path):
-    with pytest.raises(DataError, match="no index.jsonl found, expected a folder written by"):
-        open_index(tmp_path, "train")
-
-
-@pytest.mark.parametrize(
-    ("row", "problem"),
-    [
-        ("{", "line 1: expected key, shard, offset, size, sha256"),
-        ("[]", "line 1: expected key, shard, offset, size, sha256"),
-        ('{"key": "a"}', "line 1: expected key, shard, offset, size, sha256"),
-        (
-            '{"key": "a", "shard": "../b.tar", "offset": 0, "size": 1, "sha256": ""}',
-            "line 1: expected a tar of this folder, got '../b.tar'",
-        ),
-        (
-            '{"key": "a", "shard": "b.tar", "offset": -1, "size": 1, "sha256": ""}',
-            "line 1: expected offset and size in bytes, 0 or more",
-        ),
-        (
-            '{"key": "a", "shard": "b.tar", "offset": 0, "size": 1e15, "sha256": ""}',
-            "line 1: expected offset and size in bytes, 0 or more",
-        ),
-        (
-            '{"key": "a", "shard": "b.tar", "offset": 0, "size": 10000000000000, "sha256": ""}',
-            "line 1: 10000000000000 bytes, expected at most",
-        ),
-        (
-            '{"key": "a", "shard": 3, "offset": 0, "size": 1, "sha256": ""}',
-            "line 1: expected key, shard and sha256 as text",
-        ),
-    ],
-)
-def test_damaged_index_names_the_line(tmp_path, row, problem):
-    write_shards(tmp_path, [1])
-    (tmp_path / "index.jsonl").write_text(row + "\n")
-    with pytest.raises(DataError) as caught:
-        open_index(tmp_path, "train")
-    assert str(caught.value).startswith(f"{tmp_path}/index.jsonl, {problem}")
-
-
-def test_split_with_unknown_keys_or_none_is_refused(tmp_path):
-    write_shards(tmp_path, [2])
-    listed = tmp_path / "splits" / "train.txt"
-    listed.write_text(listed.read_text() + "another-000001\n")
-    with pytest.raises(DataError, match="train.txt: lists 3 keys, index.jsonl holds 2 of them"):
-        open_index(tmp_path, "train")
-    listed.write_text("")
-    with pytest.raises(DataError, match="the split is empty; this folder has samples in: no split"):
-        open_index(tmp_path, "train")
-
-
-def test_spread_takes_evenly_spaced_samples(folder):
-    index = open_index(folder, "train")
-    keys = [entry.key for entry in index.entries]
-    assert [entry.key for entry in index.spread(3).entries] == [keys[0], keys[11], keys[22]]
-    assert index.spread(1000) == index
-
-
-def test_shards_keep_few_files_open_and_travel_without_them(folder, monkeypatch):
-    monkeypatch.setattr(samples_module, "OPEN_SHARDS", 2)
-    index = open_index(folder, "train")
-    shards = Shards(folder)
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        for entries in index.shards:
-            assert shards.read(entries[0])["__key__"] == entries[0].key
-    assert len(os.listdir("/proc/self/fd")) == before + 2
-    other = pickle.loads(pickle.dumps(shards))
-    shards.close()
-    assert len(os.listdir("/proc/self/fd")) == before
-    assert other.read(index.entries[0])["__key__"] == index.entries[0].key
 
 
 def test_packed_raw_scenes_become_batches(tmp_path):
