@@ -1,7 +1,7 @@
 """Folders that one program at a time may work in."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -38,5 +38,17 @@ def training(run_dir: Path) -> AbstractContextManager[None]:
         f"{run_dir}: another program is training this run (perhaps ranks whose launcher was "
         "killed); wait for its end or stop it, or choose another name with --set name=..."
     )
-    # Beside the folder, which --resume never sets aside.
-    return locked(run_dir.parent / f".{run_dir.name}.lock", refusal)
+    return locked(_of_training(run_dir), refusal)
+
+
+def wait_for_training(run_dir: Path, *, timeout_s: float) -> None:
+    """Return once nobody trains a run, or after the time: ranks on another host save and end."""
+    path = _of_training(run_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(Timeout), FileLock(path, timeout=timeout_s):
+        pass
+
+
+def _of_training(run_dir: Path) -> Path:
+    """Beside the folder, which --resume never sets aside."""
+    return run_dir.parent / f".{run_dir.name}.lock"

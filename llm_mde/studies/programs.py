@@ -13,8 +13,10 @@ from typing import Any
 
 from llm_mde.config import Config, tracking_uri
 from llm_mde.launcher import visible_devices
+from llm_mde.locks import wait_for_training
 from llm_mde.recipes import dump
 from llm_mde.studies.process import (
+    PATIENCE_S,
     ProgramFailed,
     end,
     environment,
@@ -77,6 +79,9 @@ def train(
     if changing:
         words.append("--change-settings")
         sent = last_step(config.run_dir / "checkpoints")  # what was before is of other values
+    # Where this trial's worker was lost its program may still save: here, or on another host.
+    end([place.pid_file])
+    wait_for_training(config.run_dir, timeout_s=PATIENCE_S)
     for _ in run_program(place, words, log=place.log()):
         for row in evaluations(config.run_dir, after=sent):
             if steps is None or row[TIME] < steps:
@@ -91,7 +96,6 @@ def run_program(place: Place, words: list[str], *, log: Path) -> Iterator[str]:
     Raises:
         RuntimeError: it failed; why, in one line.
     """
-    end([place.pid_file])  # of this trial where its worker was lost, and the program is here still
     devices = visible_devices() if place.gpus else None
     if devices and len(devices) > 1 and words[0] == "train":
         command = launch_command(words, gpus=devices, cpu_ranks=1)
