@@ -101,6 +101,11 @@ def number(value: float) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
+def percent(share: float) -> str:
+    """A share of 1 in whole percent; one that would round to nothing is not nothing."""
+    return "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+
+
 def horizontal(axes: Axes, axis: Axis, values: Sequence[float]) -> None:
     """Make a setting the horizontal axis of axes that hold these values."""
     marks, limits = marks_of(axis, values)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from llm_mde.axis import LONG_TITLE, SMALL, TEXT, Axis, horizontal, tail
+from llm_mde.axis import LONG_TITLE, SMALL, TEXT, Axis, horizontal, percent, tail
 from llm_mde.figures import save
 
 DPI = 200  # two pixels for each of a screen's, and enough for print
@@ -126,7 +126,7 @@ def importance_bars(bars: Sequence[Bar], path: Path, *, label: str) -> Path:
             {"color": BLUE} if bar.factor else {"fc": "white", "ec": GREY, "hatch": "////"}
         )
         axes.barh(at, 100 * bar.share, height=0.66, **style)
-        text = f"{100 * bar.share:.0f} %" + (f"   {bar.note}" if bar.note else "")
+        text = percent(bar.share) + (f"   {bar.note}" if bar.note else "")
         axes.text(100 * bar.share + 1, at, text, va="center", fontsize=SMALL, parse_math=False)
     axes.set_yticks(
         range(len(bars)), [tail(bar.name, LONG_TITLE) for bar in bars], parse_math=False

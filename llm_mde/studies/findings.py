@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llm_mde.axis import percent
 from llm_mde.recipes import short
 from llm_mde.studies.board import Leaderboard, Row, Standing
 from llm_mde.studies.factors import Design, Factor, design_of
@@ -119,7 +120,7 @@ def shares_grid(found: Findings) -> Grid:
 
 
 def _percent(share: float | None) -> str:
-    return UNKNOWN if share is None else f"{100 * share:.0f} %"
+    return UNKNOWN if share is None else percent(share)
 
 
 def p_in_words(value: float | None, name: str = "") -> str:

@@ -9,7 +9,18 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from llm_mde.axis import LONG_LABEL, Axis, apart, cut, horizontal, number, padded, share, ticks
+from llm_mde.axis import (
+    LONG_LABEL,
+    Axis,
+    apart,
+    cut,
+    horizontal,
+    number,
+    padded,
+    percent,
+    share,
+    ticks,
+)
 from llm_mde.charts import Bar, Level, Panel, importance_bars, main_effects
 from llm_mde.coloured import heat_map, parallel
 from llm_mde.studies.board import Leaderboard, Row, ranked
@@ -87,6 +98,11 @@ def test_ticks_by_hand() -> None:
     assert apart([(0, "a"), (1, "b"), (50, "c")], 0, 100, log=False) == [(0, "a"), (50, "c")]
     assert [number(value) for value in (1e-3, 0.25, 12345.0)] == ["1e-3", "0.25", "1.234e4"]
     assert cut("x" * 50) == "x" * (LONG_LABEL - 1) + "…"
+
+
+def test_a_share_that_rounds_to_nothing_is_not_nothing() -> None:
+    shares = [percent(share) for share in (0.0, 0.004, 0.006, 0.984, 1.0)]
+    assert shares == ["0 %", "< 1 %", "1 %", "98 %", "100 %"]
 
 
 def test_places_on_an_axis_by_hand() -> None:
