@@ -5,8 +5,8 @@ with any kind of colour vision.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ class Level:
     mean: float
     std: float | None
     """Over seeds."""
-    seeds: tuple[float, ...] = ()
-    """Mean of each seed."""
+    seeds: Mapping[int, float] = field(default_factory=dict)
+    """Seed -> its mean."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def main_effects(panels: Sequence[Panel], path: Path, *, score: str) -> Path:
     figure = Figure(figsize=(2.5 * across + 0.6, 2.4 * down + 0.3), layout="constrained")
     grid = figure.subplots(down, across, sharey=True, squeeze=False)
     for axes, panel in zip(grid.flat, panels, strict=False):
-        _effect(axes, panel)
+        main_effect(axes, panel)
     for axes in grid.flat[count:]:
         axes.axis("off")
     for axes in grid[:, 0]:
@@ -80,15 +80,14 @@ def main_effects(panels: Sequence[Panel], path: Path, *, score: str) -> Path:
     return save(figure, path, dpi=DPI)
 
 
-def _effect(axes: Axes, panel: Panel) -> None:
-    """Runs stand left of their level's mean, seeds right of it; runs of any number at it."""
+def main_effect(axes: Axes, panel: Panel) -> None:
+    """One panel. Runs stand left of their level's mean, seeds right of it; of any number, at it."""
     aside = 5 if panel.axis.ticks else 0
     if len(panel.runs) > sum(len(level.seeds) for level in panel.levels):
         _dots(axes, panel.runs, -aside, color="0.7", label="a run")
     several = any(level.std is not None for level in panel.levels)
     if several:
-        seeds = [(level.at, one) for level in panel.levels for one in level.seeds]
-        _dots(axes, seeds, aside, color=VERMILION, label="mean of a seed")
+        _seeds(axes, panel, aside)
     axes.errorbar(
         [level.at for level in panel.levels],
         [level.mean for level in panel.levels],
@@ -102,14 +101,29 @@ def _effect(axes: Axes, panel: Panel) -> None:
     axes.tick_params(labelsize=SMALL)
 
 
+def _seeds(axes: Axes, panel: Panel, aside: float) -> None:
+    """A dot for each seed and level, joined by seed: what moves all seeds alike is seen as such."""
+    points = [(level.at, one) for level in panel.levels for one in level.seeds.values()]
+    _dots(axes, points, aside, color=VERMILION, label="mean of a seed")
+    if panel.joined:
+        for seed in sorted({seed for level in panel.levels for seed in level.seeds}):
+            line = [(one.at, one.seeds[seed]) for one in panel.levels if seed in one.seeds]
+            axes.plot(
+                *columns_of(line), color=VERMILION, lw=0.6, alpha=0.5, zorder=1,
+                transform=axes.transData + _aside(axes, aside),
+            )  # fmt: skip
+
+
 def _dots(
     axes: Axes, points: Sequence[tuple[float, float]], aside: float, *, color: str, label: str
 ) -> None:
     """Points beside their places, by so many typographic points."""
-    shift = ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)
     made = axes.scatter(*columns_of(points), s=10, color=color, lw=0, label=label, zorder=2)
+    made.set_offset_transform(axes.transData + _aside(axes, aside))
 
-    made.set_offset_transform(axes.transData + shift)
+
+def _aside(axes: Axes, points: float) -> ScaledTranslation:
+    return ScaledTranslation(points / 72, 0, axes.figure.dpi_scale_trans)
 
 
 def columns_of(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -27,11 +27,11 @@ def level_of(rows: Iterable[Row], at: float) -> Level:
     for row in rows:
         if row.score is not None:
             by_seed.setdefault(row.seed, []).append(row.score)
-    means = [sum(some) / len(some) for some in by_seed.values()]
+    means = {seed: sum(some) / len(some) for seed, some in by_seed.items()}
     every = spread(score for some in by_seed.values() for score in some)
-    seeds = spread(means)
+    seeds = spread(means.values())
     assert every is not None and seeds is not None  # a level is what some row has
-    return Level(at, every.mean, seeds.std, tuple(means))
+    return Level(at, every.mean, seeds.std, means)
 
 
 def axis_of(values: Sequence[object], title: str) -> Axis:

@@ -21,7 +21,7 @@ from llm_mde.axis import (
     share,
     ticks,
 )
-from llm_mde.charts import Bar, Level, Panel, importance_bars, main_effects
+from llm_mde.charts import VERMILION, Bar, Level, Panel, importance_bars, main_effect, main_effects
 from llm_mde.coloured import heat_map, parallel
 from llm_mde.studies.board import Leaderboard, Row, ranked
 from llm_mde.studies.effects import axis_of, cells, lines_of, pairs, panel
@@ -129,11 +129,21 @@ def test_numbers_over_a_decade_or_of_equal_ratios_are_logarithmic(
 
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_main_effects_have_a_panel_for_each_factor(tmp_path: Path, count: int) -> None:
-    levels = (Level(1, 0.2, 0.01, (0.19, 0.21)), Level(2, 0.3, None, (0.3,)))
+    levels = (Level(1, 0.2, 0.01, {0: 0.19, 1: 0.21}), Level(2, 0.3, None, {0: 0.3}))
     one = Panel(Axis("r", ((1, "1"), (2, "2"))), levels, ((1, 0.19), (1, 0.21), (2, 0.3)))
     size = pixels(main_effects([one] * count, tmp_path / "effects.png", score="score")).shape
     rows = -(-count // 4)
     assert size[0] / 200 == pytest.approx(2.4 * rows + 0.3, abs=0.02)
+
+
+def test_a_seed_s_means_are_joined_where_values_between_levels_mean_something() -> None:
+    levels = (Level(1, 0.2, 0.01, {7: 0.1, 3: 0.3}), Level(2, 0.4, 0.01, {3: 0.5, 7: 0.3}))
+    runs = tuple((level.at, one) for level in levels for one in level.seeds.values())
+    for joined, expected in ((True, [[0.3, 0.5], [0.1, 0.3]]), (False, [])):
+        axes = Figure().subplots()
+        main_effect(axes, Panel(Axis("r", ((1, "1"), (2, "2"))), levels, runs, joined=joined))
+        lines = [one for one in axes.get_lines() if one.get_color() == VERMILION]
+        assert [[*line.get_ydata()] for line in lines] == expected
 
 
 def test_effects_of_a_number_are_means_of_ranges_and_of_a_level_means_over_seeds() -> None:
@@ -148,7 +158,7 @@ def test_effects_of_a_number_are_means_of_ranges_and_of_a_level_means_over_seeds
               for r in (4, 8) for b in (1, 2) for s in (0, 1)]  # fmt: skip
     design = design_of(seeded)
     first, second = panel(seeded, design.factor_of(R), design, title="r").levels
-    assert first.seeds == pytest.approx((0.2, 0.21))
+    assert first.seeds == pytest.approx({0: 0.2, 1: 0.21})
     assert (first.at, first.mean, first.std) == (
         4,
         pytest.approx(0.205),
