@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.chaos import CLOCKS
 from llm_mde import dist
 from llm_mde.config import Config
-from llm_mde.recipes import build
+from llm_mde.recipes import build, put
 from llm_mde.scoring.losses import LOSSES
 from llm_mde.training import checkpoint, loop, train
 from llm_mde.training.ds import read_ds
@@ -59,11 +59,7 @@ def tiny_config(shards: Path, runs: Path, name: str, **changes: Any) -> Config:
         "tracking": {"mlflow": False},
     }
     for dotted, value in changes.items():
-        *parents, last = dotted.split("__")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = copy.deepcopy(value)  # later changes may reach into it
+        put(tree, dotted.replace("__", "."), copy.deepcopy(value))  # later ones may reach into it
     return build(tree)
 
 
