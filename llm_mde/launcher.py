@@ -19,6 +19,27 @@ LAUNCHER = re.compile(
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
+REACH_S = 5.0  # for a connection to a cluster
+
+
+def check_cluster(address: str, *, option: str, otherwise: str) -> None:
+    """Somebody listens at HOST:PORT, where Ray itself would try for minutes.
+
+    Raises:
+        ConfigError: nobody does; it names the option and what else there is to do.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:  # auto, local, ray://...
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{option} {address}: no Ray cluster answers there ({error}); start one with 'ray "
+            f"start --head', or {otherwise}"
+        ) from error
+
+
 def launched_rank() -> int:
     """This process's rank as deepspeed, torchrun or srun gave it; 0 without a launcher."""
     fallback = os.environ.get("SLURM_PROCID", "0") if _slurm_step(os.environ) else "0"

@@ -80,7 +80,7 @@ def sweep(
     once: trials save and end; twice: at once. Exit code 1 if a trial failed.
     """
     from llm_mde.studies.share import Share
-    from llm_mde.studies.sweep_plan import begun, plan_sweep
+    from llm_mde.studies.sweep_plan import begun, check_claim, plan_sweep
 
     search = {"searcher": searcher, "samples": samples, "scheduler": scheduler}
     planned = plan_sweep(
@@ -99,6 +99,7 @@ def sweep(
     if dry_run:
         from llm_mde.studies.forecast import forecast
 
+        check_claim(planned)
         seen = forecast(planned, share if address is None else Share())  # of this machine
         say(seen.payload(), seen.lines(), as_json=as_json)
         return 0

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -13,9 +12,9 @@ from types import FrameType
 
 from llm_mde.data.shard import ShardPlan, ShardResult, ShardSettings, write_shard
 from llm_mde.errors import ConfigError, DataError, LlmMdeError
+from llm_mde.launcher import check_cluster
 
 RAY_AHEAD = 2  # tasks a core of the cluster may have waiting
-REACH_S = 5  # seconds to answer
 
 
 def on_processes(
@@ -86,20 +85,6 @@ def _watch_parent() -> None:
     os._exit(1)
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes."""
-    host, colon, port = address.partition(":")
-    if not colon or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=REACH_S).close()
-    except OSError as error:
-        raise ConfigError(
-            f"ray: no cluster at {address!r} ({error}); start one with 'ray start --head', or give "
-            "--ray local"
-        ) from error
-
-
 def on_ray(
     plans: Sequence[ShardPlan], settings: ShardSettings, *, address: str
 ) -> Generator[ShardResult, None, None]:
@@ -113,7 +98,7 @@ def on_ray(
 
     mine = not ray.is_initialized()
     if mine:
-        _check_reachable(address)
+        check_cluster(address, option="--ray", otherwise="give --ray local")
         try:
             ray.init(address=address, log_to_driver=False, include_dashboard=False)
         except (ConnectionError, ValueError) as error:

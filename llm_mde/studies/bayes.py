@@ -41,9 +41,6 @@ class Bayes(Searcher):
                 others first.
             seed: of its draws.
             check: raises ConfigError for a trial's name and settings that cannot be run.
-
-        Raises:
-            ConfigError: Optuna is not installed.
         """
         super().__init__(metric=SCORE, mode="min")
         self._optuna = _optuna()
@@ -165,11 +162,7 @@ def _value(asked: Any, path: str, rule: Rule) -> Any:
 
 
 def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError(
-            "search.searcher optuna: needs the package; pip install 'llm-mde[optuna]'"
-        ) from error
+    import optuna  # an extra
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

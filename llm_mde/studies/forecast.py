@@ -9,15 +9,14 @@ from typing import Any
 import torch
 
 from llm_mde.config import Config
-from llm_mde.launcher import cores
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.progress import duration
 from llm_mde.recipes import short
 from llm_mde.scoring.losses import LOSSES
 from llm_mde.studies.plan import counted
-from llm_mde.studies.process import gpu_ids
+from llm_mde.studies.process import here
 from llm_mde.studies.records import Records
-from llm_mde.studies.share import Devices, Share, share
+from llm_mde.studies.share import Devices, Share, devices_of
 from llm_mde.studies.sweep_plan import RECORDS, Sweep
 
 MICRO_BATCH = 8  # images of a measured pass, at most
@@ -91,8 +90,7 @@ def forecast(sweep: Sweep, asked: Share) -> Forecast:
     Raises:
         ConfigError: a trial asks for more devices than there are.
     """
-    gpus = len(gpu_ids())
-    devices = share(asked, nodes=[(cores(), gpus)], of=sweep.total)
+    devices = devices_of(asked, nodes=[here()], of=sweep.total)
     records = Records(sweep.folder / RECORDS, write=False).all
     states = {name: record.state for name, record in records.items()}
     image_s = _image_s(sweep.config, devices)

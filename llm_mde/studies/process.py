@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from llm_mde.launcher import alive, free_port, visible_devices
+from llm_mde.launcher import alive, cores, free_port, visible_devices
 from llm_mde.locks import locked
 from llm_mde.training.stopping import REQUEUE
 
@@ -27,6 +27,11 @@ def gpu_ids() -> list[str]:
     """CUDA devices this process may use, as the launcher names them."""
     count = torch.cuda.device_count()  # 0 without a driver, whatever the variable names
     return (visible_devices() or [str(at) for at in range(count)])[:count]
+
+
+def here() -> tuple[int, int]:
+    """CPU cores and GPUs of this machine."""
+    return cores(), len(gpu_ids())
 
 
 def launch_command(words: list[str], *, gpus: list[str], cpu_ranks: int) -> list[str]:

@@ -12,12 +12,11 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from llm_mde.errors import ConfigError
 from llm_mde.studies.programs import SCORE, TIME
 from llm_mde.studies.rules import Rule, settled
 from llm_mde.studies.space import Base, Search
+from llm_mde.studies.sweep_plan import grace_of
 
-GRACE = 9  # by default a trial has a ninth of the longest run before it may be stopped
 PEERS = 3  # trials that a median is taken of
 
 
@@ -38,11 +37,7 @@ def scheduler_of(search: Search, base: Base, *, steps: int) -> TrialScheduler | 
     """
     if search.scheduler == "fifo":
         return None
-    grace = search.grace or math.ceil(steps / GRACE)
-    if grace >= steps:
-        raise ConfigError(
-            f"search.grace {grace}: expected fewer steps than the longest trial has, {steps}"
-        )
+    grace = grace_of(search, steps)
     if search.scheduler == "median":
         return _Median(
             time_attr=TIME,

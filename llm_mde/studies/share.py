@@ -32,7 +32,7 @@ class Devices:
         return {"cpu": self.cpus} | ({"gpu": self.gpus} if self.gpus else {})
 
 
-def share(asked: Share, *, nodes: Sequence[tuple[int, int]], of: int) -> Devices:
+def devices_of(asked: Share, *, nodes: Sequence[tuple[int, int]], of: int) -> Devices:
     """Devices of each of `of` trials on nodes of so many CPUs and GPUs.
 
     Without a word a trial has a GPU where there are any, else an equal part of the cores.
@@ -47,9 +47,9 @@ def share(asked: Share, *, nodes: Sequence[tuple[int, int]], of: int) -> Devices
         raise ConfigError(_too_many("--cpus-per-trial", asked.cpus or 1, "CPU core", most_cpus))
     if gpus:
         cpus = asked.cpus or 1
-        fit = sum(min(math.floor(g / gpus + 1e-9), c // cpus) for c, g in nodes)
-        return Devices(asked.at_once or max(1, fit), gpus, cpus)
-    at_once = asked.at_once or min(all_cpus // (asked.cpus or 1), of)
+        fit = max(1, sum(min(math.floor(g / gpus + 1e-9), c // cpus) for c, g in nodes))
+        return Devices(min(asked.at_once or fit, fit), gpus, cpus)
+    at_once = min(asked.at_once or of, all_cpus // (asked.cpus or 1))
     return Devices(at_once, 0.0, asked.cpus or max(1, min(all_cpus // at_once, most_cpus)))
 
 
@@ -65,4 +65,4 @@ def _gpus(asked: Share, *, most: int, total: int) -> float:
 
 def _too_many(option: str, asked: float, unit: str, most: int) -> str:
     found = f"{most or 'no'} {unit}{'s' * (most != 1)}"
-    return f"{option} {asked:g}: there is a trial's worth on no node, the largest has {found}"
+    return f"{option} {asked:g}: no machine has as many, the largest has {found}; ask for fewer"

@@ -11,20 +11,21 @@ from typing import Any
 
 from llm_mde.data.index import open_index
 from llm_mde.errors import ConfigError
+from llm_mde.launcher import check_cluster
 from llm_mde.progress import duration
 from llm_mde.recipes import flat
 from llm_mde.scoring.metrics import METRICS
 from llm_mde.studies import sensitivity
 from llm_mde.studies.board import BOARD, Leaderboard, Row, ranked
 from llm_mde.studies.live import Live
-from llm_mde.studies.process import alone
+from llm_mde.studies.process import alone, here
 from llm_mde.studies.programs import SCORE, TIME, Place, below, evaluations, train
 from llm_mde.studies.programs import Row as Evaluation
 from llm_mde.studies.records import Record, Records, State
 from llm_mde.studies.schedule import scheduler_of
-from llm_mde.studies.share import Share
+from llm_mde.studies.share import Share, devices_of
 from llm_mde.studies.space import Base
-from llm_mde.studies.sweep_plan import RECORDS, SEED, Sweep, check_settings, claim, steps_of
+from llm_mde.studies.sweep_plan import RECORDS, SEED, Sweep, claim, steps_of
 from llm_mde.studies.trials import Ended, How, run_trials
 from llm_mde.studies.winner import Training
 from llm_mde.tracking.about import NOTE
@@ -74,6 +75,10 @@ def run_sweep(
         ConfigError: all trials failed; another command runs this sweep; the folder holds another
             one; a trial asks for more devices than there are.
     """
+    if address is None:
+        devices_of(share, nodes=[here()], of=sweep.total)
+    else:
+        check_cluster(address, option="--address", otherwise="leave --address out")
     with alone(sweep.folder):
         claim(sweep)
         return _run(sweep, share=share, address=address, about=about)
@@ -130,7 +135,6 @@ def _run_trials(
     sweep: Sweep, records: Records, *, share: Share, address: str | None, run_id: str | None
 ) -> None:
     """Run those that are not over, and keep how each ends."""
-    check_settings(sweep, records.all)
     over = {name for name, record in records.all.items() if record.over}
     todo = {
         # By `pbt` a trial's settings have changed since it began.

@@ -1,9 +1,11 @@
 """What a sweep will run: every trial under every seed, checked before anything starts."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from llm_mde.credentials import redacted
 from llm_mde.errors import ConfigError
 from llm_mde.recipes import find, flat
 from llm_mde.studies.plan import counted, planned_steps
-from llm_mde.studies.records import Record
+from llm_mde.studies.records import Record, Records
 from llm_mde.studies.rules import key
 from llm_mde.studies.space import Base, Search, Space, base_of, read_space, settings_of
 from llm_mde.training.ds import read_ds
@@ -21,6 +23,7 @@ from llm_mde.training.folder import CHANGEABLE, differences, write_whole
 RECORDS = "trials.jsonl"
 CLAIM = "sweep.json"
 SEED = "seed"
+GRACE = 9  # by default a trial has a ninth of the longest run before it may be stopped
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,10 @@ def plan_sweep(
     ds = find(ds_config).absolute()
     read_ds(ds)
     bayes = space.search.searcher == "optuna"
+    if bayes and find_spec("optuna") is None:
+        raise ConfigError(
+            "search.searcher optuna: needs the package; pip install 'llm-mde[optuna]'"
+        )
     if bayes and not space.parameters:
         raise ConfigError(f"space {space.name}: optuna draws parameters, this space has none")
     if bayes and max_trials is not None and space.search.samples > max_trials:
@@ -140,7 +147,10 @@ def plan_sweep(
     for config in configs:
         counted(str(config.data.shards), config.data.train_split)
         counted(str(config.data.shards), config.data.val_split)
-    return Sweep(start, ds, configs[0], trials)
+    sweep = Sweep(start, ds, configs[0], trials)
+    if sweep.judged:
+        grace_of(sweep.search, sweep.longest)
+    return sweep
 
 
 def _check_changeable(space: Space, seeds: int) -> None:
@@ -182,13 +192,27 @@ def steps_of(base: Base, name: str, settings: Mapping[str, Any]) -> int:
     return planned_steps(config, images)
 
 
+def grace_of(search: Search, steps: int) -> int:
+    """Steps before a trial may be stopped, where the longest has so many.
+
+    Raises:
+        ConfigError: it has no more than that.
+    """
+    grace = search.grace or math.ceil(steps / GRACE)
+    if grace >= steps:
+        raise ConfigError(
+            f"search.grace {grace}: expected fewer steps than the longest trial has, {steps}"
+        )
+    return grace
+
+
 def begun(sweep: Sweep) -> None:
     """There is something to go on with.
 
     Raises:
         ConfigError: there is not.
     """
-    if not (sweep.folder / RECORDS).is_file():
+    if not (sweep.folder / CLAIM).is_file():
         raise ConfigError(
             f"--resume: {sweep.folder} holds no sweep; leave --resume out to begin one, or name "
             "the runs folder it lies in (--set runs=DIR)"
@@ -203,25 +227,39 @@ def claim(sweep: Sweep) -> None:
     Raises:
         ConfigError: the folder holds another sweep.
     """
-    path = sweep.folder / CLAIM
-    now = {
+    check_claim(sweep)
+    write_whole(sweep.folder / CLAIM, redacted(json.dumps(_identity(sweep), indent=1)) + "\n")
+
+
+def _identity(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    return {
         "space": flat(sweep.base.space.model_copy(update={"search": Search()})),
         "base": sweep.base.plain,
         "ds": {f"ds.{key}": value for key, value in read_ds(sweep.ds_config).items()},
     }
-    if path.is_file():
+
+
+def check_claim(sweep: Sweep) -> None:
+    """Read what the folder holds: nothing, a sweep of which no trial began, or this one.
+
+    Raises:
+        ConfigError: another sweep.
+    """
+    path = sweep.folder / CLAIM
+    records = Records(sweep.folder / RECORDS, write=False).all
+    if path.is_file() and records:
         before = json.loads(path.read_text(encoding="utf-8"))
-        as_read: dict[str, dict[str, Any]] = json.loads(redacted(json.dumps(now)))
-        parts = (differences(before[part], as_read[part]) for part in now)
+        now: dict[str, dict[str, Any]] = json.loads(redacted(json.dumps(_identity(sweep))))
+        parts = (differences(before[part], now[part]) for part in now)
         if changed := "; ".join(filter(None, parts)):
             raise ConfigError(
                 f"{sweep.folder}: holds a sweep with other settings: {changed}; give the space "
                 "another name, or choose another folder with --set runs=DIR"
             )
-    write_whole(path, redacted(json.dumps(now, indent=1)) + "\n")
+    _check_settings(sweep, records)
 
 
-def check_settings(sweep: Sweep, records: Mapping[str, Record]) -> None:
+def _check_settings(sweep: Sweep, records: Mapping[str, Record]) -> None:
     """A trial that was begun has the settings it began with.
 
     Raises:

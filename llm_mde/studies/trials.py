@@ -22,11 +22,10 @@ from ray.tune.search import Searcher
 
 from llm_mde.credentials import URI
 from llm_mde.errors import ConfigError
-from llm_mde.launcher import cores
 from llm_mde.studies import lineage
-from llm_mde.studies.process import end, ending, gpu_ids
+from llm_mde.studies.process import end, ending, here
 from llm_mde.studies.programs import SCORE, TIME, Place, Row
-from llm_mde.studies.share import Share, share
+from llm_mde.studies.share import Share, devices_of
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +106,7 @@ def run_trials(
     hooks = _Hooks(watch)
     _set_up_ray(how.address)
     try:
-        devices = share(how.share, nodes=_nodes(), of=of)
+        devices = devices_of(how.share, nodes=_nodes(), of=of)
         given = {"work": work, "folder": how.folder, "run_of": how.run_of}
         own = {"gpus": devices.gpus > 0, "threads": devices.cpus}
         trainable = tune.with_parameters(_Trial, **given, **own)
@@ -163,7 +162,7 @@ def _set_up_ray(address: str | None) -> None:
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # failed trials speak through our tables
     # On this machine: not a cluster that happens to run, whose nodes lack our folders; GPUs as we
     # count them: where Ray sees fewer, trials wait for ever.
-    own = {"num_cpus": cores(), "num_gpus": len(gpu_ids()), "include_dashboard": False}
+    own = {**dict(zip(("num_cpus", "num_gpus"), here(), strict=True)), "include_dashboard": False}
     try:
         ray.init(
             address=address or "local",

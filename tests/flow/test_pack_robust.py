@@ -142,4 +142,4 @@ def test_a_missing_ray_cluster_is_said(zips, tmp_path):
         text=True,
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "ray: no cluster at '127.0.0.1:1'" in done.stderr
+    assert "--ray 127.0.0.1:1: no Ray cluster answers there" in done.stderr

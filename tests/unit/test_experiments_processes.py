@@ -149,7 +149,7 @@ def test_programs_of_another_host_are_left_to_it(start: Started, tmp_path: Path)
 def test_ray_is_our_own_with_the_gpus_that_we_count(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(trials, "gpu_ids", lambda: ["2", "5"])
+    monkeypatch.setattr(process, "gpu_ids", lambda: ["2", "5"])
     monkeypatch.setattr(trials.ray, "init", lambda **words: asked.update(words))
     trials._set_up_ray(None)
     assert (asked["address"], asked["num_gpus"]) == ("local", 2)

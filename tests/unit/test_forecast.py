@@ -29,8 +29,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
         f"tiny: {{config: {tmp_path}/base.yaml, divide: {{model.vit.lora.r: 6}}}}\n"
     )
     monkeypatch.setattr(module, "_image_s", lambda config, devices: IMAGE_S)
-    monkeypatch.setattr(module, "gpu_ids", list)
-    monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr(module, "here", lambda: (2, 0))
     return plan_sweep(
         tmp_path / "space.yaml",
         base=None,

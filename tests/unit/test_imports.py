@@ -41,7 +41,7 @@ ROOMS = (
         "process told demo rules space paper summary grid document tables report lineage runs "
         "comparison compare share programs "
         "trials live records labels board factors importance effects findings winner sensitivity "
-        "schedule bayes plan sweep_plan forecast sweep results agenda attempt experiments",
+        "bayes plan sweep_plan schedule forecast sweep results agenda attempt experiments",
     ),
     ("commands.", "options shards models studies track"),
     ("", "cli __main__"),

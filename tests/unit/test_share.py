@@ -3,7 +3,7 @@
 import pytest
 
 from llm_mde.errors import ConfigError
-from llm_mde.studies.share import Devices, Share, share
+from llm_mde.studies.share import Devices, Share, devices_of
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from llm_mde.studies.share import Devices, Share, share
 def test_each_trial_gets_its_part(
     asked: Share, nodes: list[tuple[int, int]], of: int, expected: Devices
 ) -> None:
-    assert share(asked, nodes=nodes, of=of) == expected
+    assert devices_of(asked, nodes=nodes, of=of) == expected
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_each_trial_gets_its_part(
     [
         (Share(gpus=4), [(8, 2)], "--gpus-per-trial 4: .*the largest has 2 GPUs"),
         (Share(gpus=1), [(8, 0)], "--gpus-per-trial 1: .*the largest has no GPUs"),
-        (Share(gpus=4), [(8, 2), (8, 2)], "on no node, the largest has 2 GPUs"),
+        (Share(gpus=4), [(8, 2), (8, 2)], "no machine has as many, the largest has 2 GPUs"),
         (Share(cpus=9), [(8, 0), (4, 0)], "--cpus-per-trial 9: .*the largest has 8 CPU cores"),
         (Share(gpus=1.5), [(8, 2)], "above 1, expected a whole number"),
     ],
@@ -45,4 +45,4 @@ def test_more_than_there_is_says_how_many_there_are(
     asked: Share, nodes: list[tuple[int, int]], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        share(asked, nodes=nodes, of=2)
+        devices_of(asked, nodes=nodes, of=2)

@@ -14,7 +14,7 @@ from llm_mde.studies.board import Leaderboard
 from llm_mde.studies.records import Record, Records
 from llm_mde.studies.share import Share
 from llm_mde.studies.sweep import run_sweep
-from llm_mde.studies.sweep_plan import Sweep, begun, plan_sweep
+from llm_mde.studies.sweep_plan import Sweep, begun, claim, plan_sweep
 from llm_mde.studies.trials import Ended
 from tests.support.shards import write_shards
 
@@ -234,6 +234,10 @@ def test_resume_of_nothing_is_refused(plan: Plan) -> None:
         (["--searcher", "optuna", "--seeds", "2"], "optuna suggests each trial once"),
         (["--searcher", "optuna", "--samples", "9999"], "9999 trials, more than --max-trials 500"),
         (["--resume"], "holds no sweep"),
+        (["--scheduler", "asha", "--set", "train.max_steps=1"], "search.grace 1: expected fewer"),
+        (["--cpus-per-trial", "999"], "--cpus-per-trial 999: no machine has as many"),
+        (["--gpus-per-trial", "2"], "--gpus-per-trial 2: no machine has as many, the largest has "),
+        (["--address", "127.0.0.1:9"], "--address 127.0.0.1:9: no Ray cluster answers there"),
     ],
 )
 def test_bad_words_end_with_one_line(
@@ -244,3 +248,19 @@ def test_bad_words_end_with_one_line(
     code = main(["sweep", "--space", space, "--config", base, *words])
     said = capsys.readouterr().err
     assert code == 2 and message in said and said.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would(plan: Plan, run: Run, tmp_path: Path, capsys) -> None:
+    run(plan())
+    (tmp_path / "space.yaml").write_text(SPACE.replace("2.0e-3", "5.0e-3"))
+    words = ["--space", str(tmp_path / "space.yaml"), "--config", str(tmp_path / "base.yaml")]
+    assert main(["sweep", *words, "--dry-run"]) == 2
+    assert "holds a sweep with other settings" in capsys.readouterr().err
+
+
+def test_a_sweep_of_which_no_trial_began_goes_on_but_keeps_no_name(plan: Plan) -> None:
+    plan().folder.mkdir(parents=True)
+    claim(plan())
+    begun(plan())
+    claim(plan(SPACE.replace("2.0e-3", "5.0e-3")))
