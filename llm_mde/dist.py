@@ -1,6 +1,7 @@
 """Ranks: the only module that sees torch.distributed."""
 
 import os
+import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,7 +48,7 @@ def join(*, timeout_s: float = 1800.0, deterministic: bool = False) -> Ranks:
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads(os.environ, cores=cores()))
     timeout = timedelta(seconds=timeout_s)
-    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, world = _met(timeout)
     announce(store, rank)  # here: `init_process_group` waits for all ranks
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -62,6 +63,25 @@ def join(*, timeout_s: float = 1800.0, deterministic: bool = False) -> Ranks:
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return Ranks(rank, world, local_rank, device, pulse)
+
+
+def _met(timeout: timedelta) -> tuple[dist.Store, int, int]:
+    """The store in which ranks meet, this rank and their number.
+
+    Raises:
+        ConfigError: rank 0's port is taken.
+    """
+    try:
+        found: tuple[dist.Store, int, int] = next(dist.rendezvous("env://", timeout=timeout))
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ConfigError(
+            f"MASTER_PORT {os.environ['MASTER_PORT']}: is taken on {socket.gethostname()}, perhaps "
+            "by ranks of a run that was just stopped and still saves; start again in a moment, or "
+            "with another --master_port"
+        ) from error
+    return found
 
 
 def failed_in_group(error: RuntimeError) -> bool:

@@ -48,12 +48,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     found = find(path)
     try:
-        tree = yaml.safe_load(found.read_text(encoding="utf-8"))
+        tree = yaml.load(found.read_text(encoding="utf-8"), _Unique)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{found}: not a readable YAML file: {error}") from error
+        raise ConfigError(f"{found}: not a readable YAML file: {_said(error)}") from error
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{found}: expected `key: value` lines, got {type(tree).__name__}")
     return tree or {}
+
+
+class _Unique(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which the last would win without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                where = key.start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} again", where)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _said(error: Exception) -> str:
+    """What is wrong with a YAML file, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', error)}"
 
 
 def load(path: Path | None = None, *, sets: Iterable[str] = ()) -> Config:
@@ -71,7 +92,8 @@ def load(path: Path | None = None, *, sets: Iterable[str] = ()) -> Config:
         try:
             put(tree, key.strip(), yaml.safe_load(value))
         except yaml.YAMLError as error:
-            raise ConfigError(redacted(f"--set {word}: not a valid value: {error}")) from error
+            said = redacted(f"--set {word}: not a valid value: {_said(error)}")
+            raise ConfigError(said) from error
         sources.append(f"--set {word}")
     return build(tree, where=", ".join(sources) or "configuration")
 
@@ -118,14 +140,14 @@ def _explain(item: dict[str, Any]) -> str:
     dotted = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"unknown key {dotted}, did you mean {nearest(dotted)}?"
-    got = "" if isinstance(item["input"], dict | BaseModel) else f", got {item['input']!r}"
-    return f"{dotted + ': ' if dotted else ''}{in_words(item)}{got}"
+    return f"{dotted + ': ' if dotted else ''}{in_words(item)}"
 
 
 def in_words(item: Mapping[str, Any]) -> str:
-    """What is wrong with a value, of one of pydantic's errors."""
+    """What is wrong with a value, of one of pydantic's errors, and what came."""
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    return str(message[:1].lower() + message[1:])
+    got = "" if isinstance(item["input"], dict | BaseModel) else f", got {item['input']!r}"
+    return f"{message[:1].lower()}{message[1:]}{got}"
 
 
 def nearest(dotted: str) -> str:

@@ -150,9 +150,13 @@ def find(source: Path) -> Path:
     for folder in (source, source / "adapter"):
         if (folder / CARD).is_file():
             return folder
-    raise CheckpointError(
-        f"{source}: no {CARD} found, expected an adapter folder or the folder of a run"
-    )
+    if (source / "config.yaml").is_file():
+        problem = "no adapter in this run, which writes it at its first evaluation"
+    elif source.is_dir():
+        problem = f"no {CARD} found, expected an adapter folder or the folder of a run"
+    else:
+        problem = "no such folder, expected that of an adapter or of a run"
+    raise CheckpointError(f"{source}: {problem}")
 
 
 def as_base(folder: Path) -> ModelConfig:

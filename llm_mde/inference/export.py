@@ -20,6 +20,7 @@ from llm_mde.config import ModelConfig
 from llm_mde.errors import CheckpointError, ConfigError
 from llm_mde.inference.adapter import BACKBONES, replace
 from llm_mde.inference.pretrained import DepthModel
+from llm_mde.training.folder import make_folder
 
 Kind = Literal["merge", "onnx", "pt2"]
 Run = Callable[[Tensor], Tensor]
@@ -86,7 +87,7 @@ def export(source: Path, out: Path, *, kind: Kind) -> Exported:
     images = samples(model.settings.image_size)
     want = _in_two(model, images)
     merge(model.network)
-    _make_folder(out.parent)
+    make_folder(out.parent)
     form = FORMS[kind]
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as aside:
         path = Path(aside) / f"model.{kind}"
@@ -130,13 +131,6 @@ def _check(out: Path, kind: Kind) -> None:
         )
     if out.exists():
         raise ConfigError(f"--out: {out} exists; remove it or choose another name")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out: no folder {folder} can be made ({error.strerror})") from error
 
 
 def _compared(

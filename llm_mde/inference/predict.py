@@ -16,6 +16,7 @@ from llm_mde.inference.adapter import load
 from llm_mde.inference.image import Picture, as_rgb, check_image, read_image
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.progress import Report
+from llm_mde.training.folder import make_folder
 
 MAX_MM = 2**16 - 1  # what 16-bit PNG holds
 
@@ -57,7 +58,7 @@ def predict(
         check_image(path)
     model = load(adapter)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    _make_folder(out)
+    make_folder(out)
     for done, prediction in enumerate(planned, 1):
         _write(prediction, depth_of(model, read_image(prediction.image)))
         if progress is not None:
@@ -77,13 +78,6 @@ def _check_names(planned: list[Prediction]) -> None:
                     f"{file}: is an image and the prediction of {made.image}; choose another --out"
                 )
             seen[file] = made.image
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{out}: no folder can be made there ({error.strerror})") from error
 
 
 def depth_of(model: DepthModel, image: Picture) -> np.ndarray:

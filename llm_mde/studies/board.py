@@ -124,22 +124,23 @@ class Leaderboard:
             "trials": [vars(row) | {"run": str(row.run)} for row in self.rows],
         }
 
-    def table(self) -> list[list[str]]:
-        """Header and rows as text, a row for each seed."""
-        metrics = [f"val/{name}" for name in METRICS]
+    def csv(self) -> str:
+        """A line for each seed: settings, every number of its best evaluation, under its own name.
+
+        Those that rank come first.
+        """
+        metrics = list(dict.fromkeys(
+            [f"val/{name}" for name in METRICS] + [name for row in self.rows for name in row.scores]
+        ))  # fmt: skip
         head = ["trial", "seed", *self.paths, *metrics, "steps", "seconds", "error"]
         body = [
-            [row.trial, f"{row.seed}", *(f"{row.settings.get(path, '')}" for path in self.paths)]
-            + [f"{row.scores[m]:.4f}" if m in row.scores else "" for m in metrics]
-            + [f"{row.steps}", f"{row.seconds:.0f}", row.error or ""]
+            [row.trial, row.seed, *(row.settings.get(path, "") for path in self.paths)]
+            + [row.scores.get(metric, "") for metric in metrics]
+            + [row.steps, round(row.seconds), row.error or ""]
             for row in self.rows
         ]
-        return [head, *body]
-
-    def csv(self) -> str:
-        """The table as CSV."""
         file = io.StringIO()
-        csv.writer(file, lineterminator="\n").writerows(self.table())
+        csv.writer(file, lineterminator="\n").writerows([head, *body])
         return file.getvalue()
 
     def grid(self, metrics: Sequence[str] = tuple(METRICS)) -> Grid:

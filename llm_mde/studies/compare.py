@@ -23,7 +23,7 @@ from llm_mde.scoring.protocols import PROTOCOLS
 from llm_mde.studies.comparison import Comparison, Table
 from llm_mde.studies.report import PICTURES, typical
 from llm_mde.studies.runs import Member, trained_on
-from llm_mde.training.folder import write_whole
+from llm_mde.training.folder import make_folder, write_whole
 
 PAGE, SHEET = "comparison.html", "predictions.png"
 ABREAST = 6  # runs of one sheet; the next ones are on another, on the same scale
@@ -70,6 +70,7 @@ def compare(
         DataError: a damaged shard; no image has a pixel that counts.
         CheckpointError: an adapter cannot be used.
     """
+    make_folder(out)
     max_depth = min(float(one.settings["model.max_depth"]) for one in members)
     drawn = typical(index.entries, PICTURES)
     count, total = itertools.count(1), len(members) * len(index.entries)

@@ -3,6 +3,8 @@
 import json
 import logging
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -201,11 +203,20 @@ def _print_end(out: Path, *, times: dict[str, float], gain: float, pictures: lis
     figures = sorted((out / "runs" / "demo" / "figures").glob("*.png"))
     lines.append("look at: " + " ".join(str(path) for path in [*pictures, *figures[-1:]]))
     lines.append("next:")
+    ours, run = _program(), out / "runs" / "demo"
+    lines.append(f"  {ours} predict {out / 'image.jpg'} --adapter {run / 'adapter'} --out depth")
     lines.append(
-        f"  llm-mde predict IMAGE --adapter {out / 'runs' / 'demo' / 'adapter'} --out depth"
+        f"  {ours} sweep --space tune/spaces/table5.yaml --config {out / 'sweep.yaml'} --tiny"
     )
-    lines.append(
-        f"  llm-mde sweep --space tune/spaces/table5.yaml --tiny --config {out / 'sweep.yaml'}"
-    )
-    lines.append(f"  mlflow ui --backend-store-uri sqlite:///{out}/mlflow.db")
+    lines.append(f"  {ours} ui --uri sqlite:///{out}/mlflow.db")
     print("\n".join(lines))
+
+
+def _program() -> str:
+    """How this shell calls us: by name, by the file beside this Python, or as its module."""
+    if shutil.which("llm-mde"):
+        return "llm-mde"
+    file = Path(sys.executable).with_name("llm-mde")
+    if not file.is_file():
+        return f"{sys.executable} -m llm_mde"
+    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)

@@ -85,6 +85,8 @@ def rounded(value: float, ends: Range) -> float:
 
 SOURCES = ("choice", "grid", "uniform", "loguniform", "randint", "value", "times")
 
+OWN = ("name", "runs")  # a sweep finds its trials by them
+
 Rules = Mapping[str, Rule]
 Choose = Callable[[str, Rule], Any]
 
@@ -100,7 +102,22 @@ def check_paths(rules: Rules, where: str) -> None:
         for named in (path, *([rule.times] if rule.times else []), *rule.when):
             if named not in known:
                 raise ConfigError(f"{where}: unknown path {named}, did you mean {nearest(named)}?")
+        if path in OWN:
+            raise ConfigError(f"{where}: {path}: is the sweep's own, expected another path")
         _no_circle((path,), rules, where)
+        _check_conditions(path, rules, where)
+
+
+def _check_conditions(path: str, rules: Rules, where: str) -> None:
+    """What a condition waits for can come."""
+    for named, wanted in rules[path].when.items():
+        rule = rules.get(named)
+        values = rule and not rule.when and (rule.choice or rule.grid)
+        if values and wanted not in values:
+            raise ConfigError(
+                f"{where}: {path}: when {named} is {wanted}, which is none of its values: "
+                f"{', '.join(map(str, values))}"
+            )
 
 
 def _no_circle(way: tuple[str, ...], rules: Rules, where: str) -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -237,7 +237,12 @@ class _Recorder(Live):
             self._records.add(Record(name, settings, seconds=known.seconds if known else 0.0))
 
     def ended(self, name: str, ended: Ended) -> None:
-        """Kept as ended; one that was over before stays as it was."""
+        """Kept as ended; one that was over before stays as it was.
+
+        A trial that made its last step is not cut short, whatever its scheduler says then.
+        """
+        whole = self.seen[name].step >= self._steps.get(name, self._typical)
+        ended = replace(ended, stopped=ended.stopped and not whole)
         super().ended(name, ended)
         before = self._records.all[name]
         if before.over:

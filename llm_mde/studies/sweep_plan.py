@@ -123,6 +123,8 @@ def plan_sweep(
     ds = find(ds_config).absolute()
     read_ds(ds)
     bayes = space.search.searcher == "optuna"
+    if "samples" in search and not space.parameters:
+        raise ConfigError(f"--samples: draws parameters, space {space.name} has none")
     if bayes and find_spec("optuna") is None:
         raise ConfigError(
             "search.searcher optuna: needs the package; pip install 'llm-mde[optuna]'"

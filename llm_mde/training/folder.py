@@ -13,7 +13,7 @@ import yaml
 from llm_mde import dist, locks
 from llm_mde.config import Config
 from llm_mde.data.index import Index
-from llm_mde.errors import ConfigError
+from llm_mde.errors import ConfigError, DataError
 from llm_mde.model.depth_model import DepthModel
 from llm_mde.recipes import build, dump, flat
 
@@ -176,6 +176,18 @@ def recorded(folder: Path) -> dict[str, Any] | None:
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"{folder}: not readable as a run: {error}") from error
     return settings_of(build(tree, where=str(path)), ds)
+
+
+def make_folder(out: Path) -> None:
+    """Make a folder for results, unless it is there.
+
+    Raises:
+        DataError: none can be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: no folder can be made there ({error.strerror})") from error
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -88,7 +88,14 @@ def demo(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 def test_installed_wheel_runs_the_small_demo(demo: tuple[Path, str]) -> None:
     folder, said = demo
-    for word in ("model", "mean-depth map", "constant", "abs_rel", "llm-mde predict", "mlflow ui"):
+    for word in (
+        "model",
+        "mean-depth map",
+        "constant",
+        "abs_rel",
+        " predict demo/image.jpg ",
+        " ui --uri",
+    ):
         assert word in said
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["images"] == 2 and scores["scores"]["test_mean_map/abs_rel"] > 0

@@ -1,6 +1,10 @@
+import socket
+
+import pytest
 import torch
 
 from llm_mde import dist
+from llm_mde.errors import ConfigError
 from llm_mde.training.doctor import _all_reduce
 from tests.support.ranks import run_ranks
 
@@ -32,3 +36,15 @@ def check_collectives(rank):
 
 def test_collectives_of_two_ranks_give_hand_values():
     run_ranks(check_collectives, 2)
+
+
+def test_a_port_that_is_taken_is_said_to_be(monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in (given | {"MASTER_PORT": port}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=f"MASTER_PORT {port}: is taken .* --master_port"):
+            dist.join()

@@ -12,6 +12,7 @@ import torch
 from llm_mde.cli import main
 from llm_mde.commands.studies import compare as command
 from llm_mde.data.index import open_index
+from llm_mde.errors import DataError
 from llm_mde.inference.adapter import load
 from llm_mde.inference.score import image_scores, score
 from llm_mde.recipes import build
@@ -93,6 +94,17 @@ def test_the_best_comes_first_where_that_is_asked(place: Path) -> None:
     abs_rel = [one.mean for one in got.means["metric"]["abs_rel"]]
     assert abs_rel == sorted(abs_rel)
     assert all(one.mean >= 0 for one in got.differences["metric"]["abs_rel"])
+
+
+def test_no_image_is_scored_where_nothing_can_be_written(place: Path) -> None:
+    (place / "taken").write_text("a file\n")
+    index = open_index(str(place / "shards"), "val")
+    members = given([place / "runs" / name for name in ("near", "far")])
+    with pytest.raises(DataError, match="taken: no folder can be made there"):
+        compare(
+            members, index, out=place / "taken", batch=4, ranked=False, notes=[],
+            progress=lambda *_: pytest.fail("an image was scored"),
+        )  # fmt: skip
 
 
 def test_the_page_holds_its_pictures_and_needs_no_other_file(

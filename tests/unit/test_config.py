@@ -186,7 +186,10 @@ def test_tree_is_frozen():
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("- a\n", "expected `key: value` lines, got list"), ("a: [", "not a readable YAML file")],
+    [
+        ("- a\n", "expected `key: value` lines, got list"),
+        ("a: [", "not a readable YAML file: line 1, column 5: "),
+    ],
 )
 def test_file_that_is_no_mapping_is_refused(tmp_path, text, problem):
     path = tmp_path / "run.yaml"

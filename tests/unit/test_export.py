@@ -130,7 +130,7 @@ def test_nothing_is_overwritten_and_bad_words_are_refused(
     inside = tmp_path / "file" / "model.pt2"
     inside.parent.touch()
     assert main(["export", "pt2", str(source), "--out", str(inside)]) == 2
-    assert f"--out: no folder {inside.parent} can be made (File exists)" in capsys.readouterr().err
+    assert f"{inside.parent}: no folder can be made there (File exists)" in capsys.readouterr().err
     assert main(["export", "tflite", str(source), "--out", str(tmp_path / "x")]) == 2
     assert "'tflite' is not one of 'merge', 'onnx', 'pt2'" in capsys.readouterr().err
     assert main(["export", "pt2", str(tmp_path), "--out", str(tmp_path / "x" / "y")]) == 2

@@ -115,6 +115,10 @@ def test_a_plain_value_stands_for_itself_and_lists_are_values() -> None:
         ({"optim.lrr": Rule(value=1)}, r"space: unknown path optim\.lrr, did you mean optim\.lr\?"),
         ({ALPHA: Rule(times="model.vit.lora.rank")}, r"model\.vit\.lora\.rank, did you mean"),
         ({R: Rule(value=1, when={"model.vit.tun": "x"})}, r"did you mean model\.vit\.tune"),
+        (
+            {LR: Rule(choice=[1, 2]), R: Rule(value=1, when={LR: 3})},
+            r"model\.vit\.lora\.r: when optim\.lr is 3, which is none of its values: 1, 2",
+        ),
         ({R: Rule(times=ALPHA), ALPHA: Rule(times=R)}, "is a circle"),
         ({R: Rule(value=1, when={LR: 1}), LR: Rule(value=1, when={R: 1})}, "is a circle"),
     ],

@@ -96,6 +96,18 @@ def test_without_a_base_the_message_says_what_to_do(
             "name: s\nparameters: {model.vit.lora.rank: {choice: [1, 2]}}\n",
             "unknown path model.vit.lora.rank, did you mean model.vit.lora.r\\?",
         ),
+        (
+            "name: s\nparameters: {seed: {choice: 3}}\n",
+            "parameters.seed.choice: expected a valid list, got 3",
+        ),
+        (
+            "name: s\nparameters: {seed: 1, runs: {choice: [a, b]}}\n",
+            "runs: is the sweep's own",
+        ),
+        (
+            "name: s\nparameters:\n  seed: {choice: [1]}\n  seed: {choice: [2]}\n",
+            "not a readable YAML file: line 4, column 3: seed again$",
+        ),
     ],
 )
 def test_a_malformed_space_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -234,6 +234,7 @@ def test_resume_of_nothing_is_refused(plan: Plan) -> None:
         (["--searcher", "optuna", "--seeds", "2"], "optuna suggests each trial once"),
         (["--searcher", "optuna", "--samples", "9999"], "9999 trials, more than --max-trials 500"),
         (["--resume"], "holds no sweep"),
+        (["--space", "tune/spaces/table5.yaml", "--samples", "3"], "--samples: draws parameters"),
         (["--scheduler", "asha", "--set", "train.max_steps=1"], "search.grace 1: expected fewer"),
         (["--cpus-per-trial", "999"], "--cpus-per-trial 999: no machine has as many"),
         (["--gpus-per-trial", "2"], "--gpus-per-trial 2: no machine has as many, the largest has "),
