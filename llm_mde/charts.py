@@ -53,6 +53,14 @@ class Bar:
     share: float
     note: str = ""
     factor: bool = True
+    sure: bool = True
+    """Whether what chance gives has been taken off."""
+
+
+def _style(bar: Bar) -> dict[str, Any]:
+    if not bar.factor:
+        return {"fc": "white", "ec": GREY, "hatch": "////"}
+    return {"color": BLUE} if bar.sure else {"fc": "white", "ec": BLUE, "ls": "--"}
 
 
 def main_effects(panels: Sequence[Panel], path: Path, *, score: str) -> Path:
@@ -132,14 +140,14 @@ def columns_of(points: Sequence[tuple[float, float]]) -> tuple[list[float], list
 
 
 def importance_bars(bars: Sequence[Bar], path: Path, *, label: str) -> Path:
-    """What each factor explains, as horizontal bars from the top; what is no factor is grey."""
+    """What each factor explains, as horizontal bars from the top; what is no factor is hatched.
+
+    Hollow where it may be chance.
+    """
     figure = Figure(figsize=(5.2, 0.32 * len(bars) + 0.8), layout="constrained")
     axes = figure.subplots()
     for at, bar in enumerate(bars):
-        style: dict[str, Any] = (
-            {"color": BLUE} if bar.factor else {"fc": "white", "ec": GREY, "hatch": "////"}
-        )
-        axes.barh(at, 100 * bar.share, height=0.66, **style)
+        axes.barh(at, 100 * bar.share, height=0.66, **_style(bar))
         text = percent(bar.share) + (f"   {bar.note}" if bar.note else "")
         axes.text(100 * bar.share + 1, at, text, va="center", fontsize=SMALL, parse_math=False)
     axes.set_yticks(

@@ -170,18 +170,17 @@ def paths(node: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
 
 
 def flat(config: BaseModel) -> dict[str, Any]:
-    """Dotted path to JSON value of every leaf, as shown to the tracker."""
-    leaves: dict[str, Any] = {}
+    """Dotted path to JSON value of every leaf."""
+    return leaves(config.model_dump(mode="json"))
 
-    def walk(tree: Mapping[str, Any], prefix: str) -> None:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            else:
-                leaves[prefix + key] = value
 
-    walk(config.model_dump(mode="json"), "")
-    return leaves
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path to value of every leaf of a nested mapping."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = prefix + key
+        found |= leaves(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return found
 
 
 def dump(config: BaseModel) -> str:

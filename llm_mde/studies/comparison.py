@@ -77,7 +77,7 @@ class Comparison:
             "settings that differ",
             *_folded(settings_grid(self.members)),
             "",
-            "means over the images",
+            "means over the images, the best of each metric marked",
             *_folded(mean_grid(self, protocol, bounds=False)),
             "",
             *_wrapped(self._reading()),
@@ -99,7 +99,8 @@ class Comparison:
             "Folders": [grid(["run", "folder"], folders, texts=2)],
         }
         titles = " / ".join(member.title for member in self.members[:3])
-        return as_html(f"Runs compared: {titles}", sections)
+        more = f" and {len(self.members) - 3} more" if self.members[3:] else ""
+        return as_html(f"Runs compared: {titles}{more}", sections)
 
     def _scores(self, protocol: str) -> dict[str, Sequence[Block]]:
         words = in_words(protocol)

@@ -43,6 +43,7 @@ FOLDER = "report"  # of a sweep's folder
 METRICS = ("abs_rel", "rmse", "rmse_log", "delta1")  # of the table
 DRAWN = 8  # configurations in the grid of predictions, as in the paper's Fig. 5
 MARKDOWN, PAGE = "report.md", "report.html"
+MAP = "Hatched: without a score; framed: the lowest of those shown"
 
 
 def write(
@@ -118,12 +119,20 @@ def _importance(found: Findings, folder: Path) -> Iterator[Block]:
     if untold := untold_in_words(found):
         yield untold
     bars = [
-        Bar(found.title(factor), best_known(share), p_in_words(share.p, "p "))
+        Bar(
+            found.title(factor),
+            best_known(share),
+            p_in_words(share.p, "p "),
+            sure=share.corrected is not None,
+        )
         for share, factor in shares(found)
     ]
     bars += [Bar(name, share, factor=False) for name, share in others(found)]
     path = importance_bars(bars, folder / "importance.png", label=f"variance of {SCORE} [%]")
-    yield Picture(path, "What each factor explains alone, and what no factor explains (hatched).")
+    text = "What each factor explains alone, and what no factor explains (hatched)."
+    if not all(bar.sure for bar in bars):
+        text += " Hollow: with what chance gives, which more seeds would tell."
+    yield Picture(path, text)
 
 
 def _effects(found: Findings, folder: Path) -> Iterator[Block]:
@@ -148,7 +157,8 @@ def _maps(found: Findings, folder: Path) -> Iterator[Block]:
         x, y = (_axis(found, path, [at[n] for at in told]) for n, path in enumerate((r, alpha)))
         name = f"alpha-rank-{found.names[r].removesuffix('.r').replace('/', '-')}.png"
         path = heat_map(told, folder / name, x=x, y=y, score=SCORE)
-        yield Picture(path, f"{SCORE} by {y.title} and {x.title}; hatched: without a score.")
+        rest = "." if found.design.centre is None else ", where all else is at the centre."
+        yield Picture(path, f"{SCORE} by {y.title} and {x.title}. {MAP}{rest}")
 
 
 def _axis(found: Findings, path: str, values: Sequence[float]) -> Axis:

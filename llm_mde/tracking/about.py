@@ -3,15 +3,26 @@
 import getpass
 import json
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from llm_mde import __version__
 from llm_mde.clone import commit
+from llm_mde.config import Config
+from llm_mde.recipes import leaves
 from llm_mde.tracking.tracker import Tracker
 
 TAGS, LEGEND, ENVIRONMENT = "tags.json", "legend.md", "environment.json"
 FILES = ("config.yaml", "ds.json", ENVIRONMENT, LEGEND)
+DERIVED = (
+    "name",
+    "ds.train_batch_size",
+    "ds.train_micro_batch_size_per_gpu",
+    "ds.gradient_accumulation_steps",
+    "ds.gradient_clipping",
+)
 NOTE = "mlflow.note.content"  # MLflow shows it, as Markdown, on top of a run's page
 
 
@@ -28,6 +39,16 @@ def origin() -> dict[str, str]:
     if found := commit():
         tags |= {"mlflow.source.git.commit": found.sha, "git.dirty": str(found.dirty).lower()}
     return tags
+
+
+def parameters(config: Config, ds: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted path -> value of what a run was made with, DeepSpeed's below `ds.`.
+
+    Without its name, and what DeepSpeed has from the configuration: between the trials of a sweep
+    they would differ beside what is swept.
+    """
+    found = leaves(config.model_dump(mode="json")) | leaves(ds, "ds.")
+    return {path: value for path, value in found.items() if path not in DERIVED}
 
 
 def describe(tracker: Tracker, run_dir: Path) -> None:

@@ -37,6 +37,7 @@ FAILURES = (MlflowException, OSError, SQLAlchemyError, CommandError, ImportError
 NOT_ALLOWED = re.compile(
     r"error code (401|403)\b|\b(401|403) (?:Client )?Error|^(PERMISSION_DENIED)"
 )
+UNREACHED = re.compile(r"Max retries exceeded.*?(\[Errno -?\d+\] [^'\")]+|timed out|refused)")
 
 
 def connect(uri: str) -> MlflowClient:
@@ -55,6 +56,8 @@ def in_words(error: Exception) -> str:
             f"the store refuses ({code}): give it MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of somebody who may write there"
         )
+    if found := UNREACHED.search(said):
+        return f"the server does not answer ({found.group(1)}); start it, or name another store"
     if isinstance(error, ImportError):
         return (
             f"{line}; install the driver of the store (PostgreSQL: pip install 'psycopg[binary]')"

@@ -10,8 +10,8 @@ from typing import Any
 from llm_mde.config import TrackingConfig, tracking_uri
 from llm_mde.errors import ConfigError
 from llm_mde.locks import training
-from llm_mde.recipes import flat, load
-from llm_mde.tracking.about import describe
+from llm_mde.recipes import load
+from llm_mde.tracking.about import describe, parameters
 from llm_mde.tracking.connection import FAILURES, in_words
 from llm_mde.tracking.mlflow import MlflowTracker, known_run
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics, read_status
@@ -104,7 +104,7 @@ def _sync(run_dir: Path, *, uri: str | None, parent: str | None) -> Synced:
     if tracker.run_id is None:
         raise ConfigError(f"{shown}: {tracker.problem}; {LATER}")
     ds = json.loads((run_dir / "ds.json").read_text(encoding="utf-8"))
-    tracker.params(flat(config) | {"ds_config": json.dumps(ds)})
+    tracker.params(parameters(config, ds))
     describe(tracker, run_dir)
     values = 0
     for row in rows:

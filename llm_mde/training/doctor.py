@@ -167,5 +167,5 @@ def _all_reduce(ranks: dist.Ranks) -> Finding:
     seconds = time.monotonic() - began
     if total != ranks.world:
         return Finding("all-reduce", "fail", f"expected {ranks.world}, got {total}")
-    kind = f"{ranks.world} ranks on {ranks.device.type}"
+    kind = f"{ranks.world} rank{'s' * (ranks.world > 1)} on {ranks.device.type}"
     return Finding("all-reduce", "ok", f"{kind}, {1000 * seconds:.0f} ms for the first")

@@ -15,7 +15,7 @@ from llm_mde.config import Config
 from llm_mde.data.index import Index
 from llm_mde.errors import ConfigError, DataError
 from llm_mde.model.depth_model import DepthModel
-from llm_mde.recipes import build, dump, flat
+from llm_mde.recipes import build, dump, flat, leaves
 
 CONFIG = "config.yaml"
 
@@ -65,7 +65,7 @@ CHANGEABLE = (
 
 def settings_of(config: Config, ds: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted path to JSON value of the configuration and, below `ds.`, of DeepSpeed's JSON."""
-    return flat(config) | _flat(ds, "ds.")
+    return flat(config) | leaves(ds, "ds.")
 
 
 def identities(model: DepthModel, *, train: Index, val: Index) -> dict[str, Any]:
@@ -85,14 +85,6 @@ def _digest(index: Index) -> str:
         for entry in shard:
             digest.update(f"{entry.key} {entry.sha256}\n".encode())
     return digest.hexdigest()
-
-
-def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        below = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
-        leaves |= below or {prefix + key: value}
-    return leaves
 
 
 def check_same(

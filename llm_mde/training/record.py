@@ -1,7 +1,6 @@
 """The record of a run: rank 0 writes it, and where it cannot all ranks learn of it."""
 
 import errno
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,8 +11,7 @@ from safetensors import SafetensorError
 from llm_mde import dist
 from llm_mde.config import Config
 from llm_mde.errors import DataError
-from llm_mde.recipes import flat
-from llm_mde.tracking.about import describe
+from llm_mde.tracking.about import describe, parameters
 from llm_mde.tracking.tracker import RunFolderTracker, Status, Tracker, Trackers
 
 T = TypeVar("T")
@@ -115,7 +113,7 @@ def open_record(config: Config, ds: dict[str, Any], *, resume_step: int | None) 
         failing.callback(lambda: Trackers(*trackers).close("failed"))
         written(config.run_dir, start)
         record = Record(Trackers(*trackers), config.run_dir)
-        record.params(flat(config) | {"ds_config": json.dumps(ds)})
+        record.params(parameters(config, ds))
         written(config.run_dir, lambda: describe(record.local, config.run_dir))
         failing.pop_all()
     return record

@@ -172,7 +172,7 @@ def test_the_trials_side_by_side_show_what_differs(
     large_first = by_last_score(board)[0].name == "pair-large"
     for path, values in DIFFER.items():
         assert [path, *(reversed(values) if large_first else values)] in found
-    assert {row[0] for row in found} == {*DIFFER, "name"}
+    assert {row[0] for row in found} == {*DIFFER}
     assert page.get_by_role("link", name="val/abs_rel").count() == 1
     pictures = same_file(page, "val.png", runs=2)
     assert len(pictures) == 2 and min(width(one) for one in pictures) > 100
