@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_mde.tracking.ui import Page, show
-from tests.support.browser import add_images, browser, chart, keep, new_page
+from tests.support.browser import add_images, browser, chart, keep, new_page, plot_against
 
 HERE = Path(__file__).parent
 
@@ -53,7 +53,8 @@ def _charts(page: Any, link: str) -> None:
 
 def _trials(page: Any, link: str) -> None:
     page.goto(link)
-    page.locator(".parcoords").wait_for()
+    plot_against(page, "val/abs_rel")
+    page.wait_for_timeout(2000)
     keep(page, HERE / "trials.png")
 
 

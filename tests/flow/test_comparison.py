@@ -26,6 +26,7 @@ from tests.support.browser import (
     compare_selected,
     differing_parameters,
     new_page,
+    plot_against,
     same_file,
     width,
 )
@@ -165,8 +166,8 @@ def test_the_trials_side_by_side_show_what_differs(
 ) -> None:
     page.goto(ui.links[2])
     page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
-    plot = page.locator(".parcoords")
-    plot.wait_for()
+    plot = plot_against(page, SCORE)
+    plot.get_by_text(SCORE).wait_for()
     assert "model.vit.lora.r" in plot.text_content()
     found = differing_parameters(page)
     large_first = by_last_score(board)[0].name == "pair-large"

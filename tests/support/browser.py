@@ -13,6 +13,7 @@ SIZE = {"width": 1360, "height": 860}
 WAIT_MS = 60_000  # for anything to appear, on a machine that does other work, too
 COLOURS = 255  # of a picture that is kept
 CHARTS = "experiment-view-compare-runs-card"
+FIRST = "model/trainable"  # the metric that parallel coordinates open on: a run's first
 # An assistant opens at the first visit and covers a quarter of the page: as if it had been there.
 CLOSED = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
 
@@ -82,6 +83,20 @@ def add_images(page: Any, name: str, *, step: int) -> Any:
     card.locator("img").first.wait_for()
     card.get_by_role("button").first.click()
     return page.get_by_role("dialog")
+
+
+def plot_against(page: Any, metric: str) -> Any:
+    """The parallel coordinates of MLflow's comparison, against a metric of one's own choice."""
+    asked = page.get_by_role("combobox").nth(1)
+    shown = page.locator(".parcoords")
+    shown.wait_for()
+    asked.click()
+    for name in (metric, FIRST):  # a name that is chosen already is taken back
+        asked.fill(name)
+        page.locator(f'[role=option][aria-label="{name}"]').wait_for(state="attached")
+        asked.press("Enter")
+    asked.press("Tab")
+    return shown
 
 
 def same_file(page: Any, name: str, *, runs: int) -> list[Any]:
