@@ -91,13 +91,15 @@ def depth_range(depths: Iterable[np.ndarray]) -> tuple[float, float]:
 
 def depth_figure(depth: np.ndarray, path: Path, *, valid: np.ndarray | None = None) -> Path:
     """One depth map (H, W) in metres with its legend, written to a PNG."""
-    limits = depth_range([depth if valid is None else depth[valid]])
+    shown = depth if valid is None else depth[valid]
+    limits = depth_range([shown])
     width = 3 * PANEL_IN
     figure = Figure(figsize=(width, width * _aspect(depth) + 0.8), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=(width * _aspect(depth), LEGEND_IN))
     colours = colour_depth(depth, vmin=limits[0], vmax=limits[1], valid=valid)
     _picture(figure.add_subplot(grid[0]), colours)
-    _legend(figure.add_subplot(grid[1]), DEPTH_COLOURS, limits, "depth [m]")
+    ends = _ends([shown], limits)
+    _legend(figure.add_subplot(grid[1]), DEPTH_COLOURS, limits, "depth [m]", ends=ends)
     return save(figure, path)
 
 
@@ -118,8 +120,8 @@ def depth_panels(
     grid = figure.add_gridspec(2, len(panels), height_ratios=(height, LEGEND_IN))
     for column, (name, picture) in enumerate(panels.items()):
         _picture(figure.add_subplot(grid[0, column]), picture).set_title(name, fontsize=9)
-    label = "depth [m], grey: no reading"
-    _legend(figure.add_subplot(grid[1, 1:]), DEPTH_COLOURS, limits, label)
+    label, ends = "depth [m], grey: no reading", _ends(readings, limits)
+    _legend(figure.add_subplot(grid[1, 1:]), DEPTH_COLOURS, limits, label, ends=ends)
     return save(figure, path)
 
 
@@ -130,7 +132,8 @@ def sample_sheet(samples: Sequence[Sample], path: Path) -> Path:
     metres over the valid pixels, its scale the 95th percentile of its size. At least one sample.
     """
     preds = [_resized(sample.pred, sample.depth.shape) for sample in samples]
-    limits = depth_range([s.depth[s.valid] for s in samples] + preds)
+    depths = [*(sample.depth[sample.valid] for sample in samples), *preds]
+    limits = depth_range(depths)
     errors = [np.where(s.valid, p - s.depth, np.nan) for s, p in zip(samples, preds, strict=True)]
     reach = _error_reach(errors)
     height = PANEL_IN * max(_aspect(sample.depth) for sample in samples)
@@ -153,9 +156,11 @@ def sample_sheet(samples: Sequence[Sample], path: Path) -> Path:
     note = figure.add_subplot(grid[-1, 0])
     note.axis("off")
     note.text(0, 0.5, "grey: no reading", fontsize=8, va="center", transform=note.transAxes)
-    _legend(figure.add_subplot(grid[-1, 1:3]), DEPTH_COLOURS, limits, "depth [m]")
-    error_axes = figure.add_subplot(grid[-1, 3])
-    _legend(error_axes, ERROR_COLOURS, (-reach, reach), "prediction - truth [m]")
+    depth_axes, error_axes = (figure.add_subplot(grid[-1, at]) for at in (slice(1, 3), 3))
+    ends = _ends(depths, limits)
+    _legend(depth_axes, DEPTH_COLOURS, limits, "depth [m]", ends=ends)
+    ends = _ends(errors, (-reach, reach))
+    _legend(error_axes, ERROR_COLOURS, (-reach, reach), "prediction - truth [m]", ends=ends)
     return save(figure, path)
 
 
@@ -268,7 +273,7 @@ def _ends(depths: Iterable[np.ndarray], limits: tuple[float, float]) -> str:
 
 
 def _legend(
-    axes: Axes, colours: str, limits: tuple[float, float], label: str, *, ends: str = "neither"
+    axes: Axes, colours: str, limits: tuple[float, float], label: str, *, ends: str
 ) -> None:
     """Turn the axes into a colour bar, with points where values pass its ends."""
     scale = ScalarMappable(Normalize(*limits), _colours(colours))

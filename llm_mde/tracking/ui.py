@@ -56,7 +56,7 @@ class Page:
     def lines(self) -> list[str]:
         """For people."""
         links = [line for title, url in self.links.items() for line in (f"{title}:", f"  {url}")]
-        return [f"MLflow at {self.url}, the runs of {self.store}", *links]
+        return [f"MLflow with the runs of {self.store} at {self.url}", *links]
 
 
 def show(
