@@ -29,11 +29,11 @@ def check_cluster(address: str, *, option: str, otherwise: str) -> None:
         ConfigError: nobody does; it names the option and what else there is to do.
     """
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or "/" in host:  # auto, local, ray://...
+    if not colon or not port.isdecimal() or "/" in host:  # auto, local, ray://...
         return
     try:
-        socket.create_connection((host, int(port)), timeout=REACH_S).close()
-    except OSError as error:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except (OSError, ValueError, OverflowError) as error:  # ValueError: a name that cannot be one
         raise ConfigError(
             f"{option} {address}: no Ray cluster answers there ({error}); start one with 'ray "
             f"start --head', or {otherwise}"

@@ -56,17 +56,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree or {}
 
 
+MERGE = "tag:yaml.org,2002:merge"
+
+
 class _Unique(yaml.SafeLoader):
     """Refuses a key that stands twice, of which the last would win without a word."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """PyYAML's hook; before aliases and merges are worked out, where a key may come again."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == MERGE:
+                continue
+            if (key.tag, key.value) in seen:
                 where = key.start_mark
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} again", where)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+            seen.add((key.tag, key.value))
+        return node
 
 
 def _said(error: Exception) -> str:

@@ -79,4 +79,4 @@ def record(
     tracker.params({"row": trial.name, "seed": trial.seed})
     for test, said in scored.items():
         tracker.log(tracked(said, test), step)
-    tracker.close()
+    tracker.close(whole=False)

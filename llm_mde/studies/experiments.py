@@ -23,11 +23,12 @@ from llm_mde.studies.paper import UNTRAINED, Outcome
 from llm_mde.studies.plan import Plan, Trial
 from llm_mde.studies.process import alone
 from llm_mde.studies.programs import below
-from llm_mde.studies.results import outcomes_of, read_result
+from llm_mde.studies.results import outcomes_of, read_result, tracked
 from llm_mde.studies.share import Share
 from llm_mde.studies.summary import OURS, blocks
 from llm_mde.studies.trials import How, run_trials
 from llm_mde.tracking.about import NOTE
+from llm_mde.tracking.connection import FAILURES
 from llm_mde.tracking.mlflow import MlflowTracker, known_run
 from llm_mde.tracking.sync import catch_up
 from llm_mde.tracking.tracker import Status
@@ -176,14 +177,20 @@ def _parent(made: Plan, about: dict[str, str]) -> MlflowTracker | None:
 
 def _catch_up(made: Plan, parent: MlflowTracker) -> None:
     """Send what MLflow lacks of the runs, and their scores on tests, which no run's record has."""
-    late = catch_up([trial.config.run_dir for trial in made.trials], parent)
+    catch_up([trial.config.run_dir for trial in made.trials], parent)
     if parent.run_id is None:
         return
+    try:
+        known = parent.children()
+    except FAILURES:
+        return  # it has been said
     for trial in made.trials:
-        run = trial.config.run_dir
-        lacks = run in late or (trial.name == UNTRAINED and not known_run(run, parent.uri))
-        if lacks and trial.result.is_file():
-            found = read_result(trial)
+        if not trial.result.is_file():
+            continue
+        found = read_result(trial)
+        wanted = {name for test, said in found["tests"].items() for name in tracked(said, test)}
+        child = known.get(known_run(trial.config.run_dir, parent.uri) or "")
+        if child is None or not wanted.issubset(child.metrics):
             config = below(trial.config, parent.run_id)
             record(config, trial, found["tests"], step=found["cost"]["steps"])
 

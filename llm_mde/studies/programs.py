@@ -96,6 +96,7 @@ def run_program(place: Place, words: list[str], *, log: Path) -> Iterator[str]:
     Raises:
         RuntimeError: it failed; why, in one line.
     """
+    end([place.pid_file])  # of this trial where its worker was lost, and the program is here still
     devices = visible_devices() if place.gpus else None
     if devices and len(devices) > 1 and words[0] == "train":
         command = launch_command(words, gpus=devices, cpu_ranks=1)

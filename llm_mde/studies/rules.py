@@ -14,6 +14,7 @@ from llm_mde.errors import ConfigError
 from llm_mde.recipes import nearest, paths
 
 Range = tuple[float, float]
+GRACE = 9  # by default a trial has a ninth of the longest run before it may be stopped
 TRIES = 1000  # draws in a row that were there before, after which a space counts as used up
 
 
@@ -85,8 +86,6 @@ def rounded(value: float, ends: Range) -> float:
 
 SOURCES = ("choice", "grid", "uniform", "loguniform", "randint", "value", "times")
 
-OWN = ("name", "runs")  # a sweep finds its trials by them
-
 Rules = Mapping[str, Rule]
 Choose = Callable[[str, Rule], Any]
 
@@ -102,8 +101,6 @@ def check_paths(rules: Rules, where: str) -> None:
         for named in (path, *([rule.times] if rule.times else []), *rule.when):
             if named not in known:
                 raise ConfigError(f"{where}: unknown path {named}, did you mean {nearest(named)}?")
-        if path in OWN:
-            raise ConfigError(f"{where}: {path}: is the sweep's own, expected another path")
         _no_circle((path,), rules, where)
         _check_conditions(path, rules, where)
 
@@ -250,3 +247,17 @@ def _each_once(settings: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
 def key(settings: Mapping[str, Any]) -> str:
     """The same text for the same settings."""
     return json.dumps(settings, sort_keys=True)
+
+
+def grace_of(asked: int | None, steps: int) -> int:
+    """Steps before a trial may be stopped, where the longest has so many.
+
+    Raises:
+        ConfigError: it has no more than that.
+    """
+    grace = asked or math.ceil(steps / GRACE)
+    if grace >= steps:
+        raise ConfigError(
+            f"search.grace {grace}: expected fewer steps than the longest trial has, {steps}"
+        )
+    return grace

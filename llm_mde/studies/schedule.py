@@ -13,9 +13,8 @@ from ray.tune.schedulers import (
 )
 
 from llm_mde.studies.programs import SCORE, TIME
-from llm_mde.studies.rules import Rule, settled
+from llm_mde.studies.rules import Rule, grace_of, settled
 from llm_mde.studies.space import Base, Search
-from llm_mde.studies.sweep_plan import grace_of
 
 PEERS = 3  # trials that a median is taken of
 
@@ -37,7 +36,7 @@ def scheduler_of(search: Search, base: Base, *, steps: int) -> TrialScheduler | 
     """
     if search.scheduler == "fifo":
         return None
-    grace = grace_of(search, steps)
+    grace = grace_of(search.grace, steps)
     if search.scheduler == "median":
         return _Median(
             time_attr=TIME,

@@ -13,26 +13,24 @@ from llm_mde.data.index import open_index
 from llm_mde.errors import ConfigError
 from llm_mde.launcher import check_cluster
 from llm_mde.progress import duration
-from llm_mde.recipes import flat
 from llm_mde.scoring.metrics import METRICS
 from llm_mde.studies import sensitivity
-from llm_mde.studies.board import BOARD, Leaderboard, Row, ranked
+from llm_mde.studies.board import Leaderboard
 from llm_mde.studies.live import Live
 from llm_mde.studies.process import alone, here
-from llm_mde.studies.programs import SCORE, TIME, Place, below, evaluations, train
+from llm_mde.studies.programs import SCORE, Place, below, evaluations, train
 from llm_mde.studies.programs import Row as Evaluation
 from llm_mde.studies.records import Record, Records, State
 from llm_mde.studies.schedule import scheduler_of
 from llm_mde.studies.share import Share, devices_of
 from llm_mde.studies.space import Base
-from llm_mde.studies.sweep_plan import RECORDS, SEED, Sweep, claim, steps_of
+from llm_mde.studies.sweep_plan import RECORDS, Sweep, board_of, claim, steps_of
 from llm_mde.studies.trials import Ended, How, run_trials
 from llm_mde.studies.winner import Training
 from llm_mde.tracking.about import NOTE
 from llm_mde.tracking.mlflow import MlflowTracker
 from llm_mde.tracking.sync import catch_up
 from llm_mde.tracking.tracker import Status
-from llm_mde.training.folder import write_whole
 from llm_mde.training.legend import legend
 
 logger = logging.getLogger(__name__)
@@ -75,7 +73,10 @@ def run_sweep(
         ConfigError: all trials failed; another command runs this sweep; the folder holds another
             one; a trial asks for more devices than there are.
     """
-    if address is None:
+    over = sum(one.over for one in Records(sweep.folder / RECORDS, write=False).all.values())
+    if over >= sweep.total:
+        pass  # a report needs no devices
+    elif address is None:
         devices_of(share, nodes=[here()], of=sweep.total)
     else:
         check_cluster(address, option="--address", otherwise="leave --address out")
@@ -261,31 +262,6 @@ class _Recorder(Live):
                 error,
             )
         )
-
-
-def board_of(sweep: Sweep, records: Records) -> Leaderboard:
-    """The board of all trials that ended, written to the sweep's folder."""
-    rows = [_row(sweep, record) for record in records.all.values() if record.state != "begun"]
-    board = Leaderboard(sweep.name, sweep.folder, ranked(rows))
-    write_whole(sweep.folder / BOARD, board.csv())
-    return board
-
-
-def _row(sweep: Sweep, record: Record) -> Row:
-    config = sweep.base.config_of(record.name, record.settings)
-    values = flat(config)
-    found = list(evaluations(config.run_dir))
-    best = min(found, key=lambda row: row[SCORE]) if found and not record.error else {}
-    return Row(
-        trial=record.name.removesuffix(f"-s{record.settings.get(SEED)}"),
-        seed=config.seed,
-        run=config.run_dir,
-        settings={path: values[path] for path in record.settings if path != SEED},
-        scores={key: value for key, value in best.items() if "/" in key},
-        seconds=record.seconds,
-        steps=found[-1][TIME] if found else 0,
-        error=record.error,
-    )
 
 
 def _parent(sweep: Sweep, about: Mapping[str, Any]) -> MlflowTracker | None:

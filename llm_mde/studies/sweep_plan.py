@@ -1,7 +1,6 @@
 """What a sweep will run: every trial under every seed, checked before anything starts."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +12,11 @@ from llm_mde.config import Config
 from llm_mde.credentials import redacted
 from llm_mde.errors import ConfigError
 from llm_mde.recipes import find, flat
+from llm_mde.studies.board import BOARD, Leaderboard, Row, ranked
 from llm_mde.studies.plan import counted, planned_steps
+from llm_mde.studies.programs import SCORE, TIME, evaluations
 from llm_mde.studies.records import Record, Records
-from llm_mde.studies.rules import key
+from llm_mde.studies.rules import grace_of, key
 from llm_mde.studies.space import Base, Search, Space, base_of, read_space, settings_of
 from llm_mde.training.ds import read_ds
 from llm_mde.training.folder import CHANGEABLE, differences, write_whole
@@ -23,7 +24,6 @@ from llm_mde.training.folder import CHANGEABLE, differences, write_whole
 RECORDS = "trials.jsonl"
 CLAIM = "sweep.json"
 SEED = "seed"
-GRACE = 9  # by default a trial has a ninth of the longest run before it may be stopped
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def plan_sweep(
         counted(str(config.data.shards), config.data.val_split)
     sweep = Sweep(start, ds, configs[0], trials)
     if sweep.judged:
-        grace_of(sweep.search, sweep.longest)
+        grace_of(sweep.search.grace, sweep.longest)
     return sweep
 
 
@@ -192,20 +192,6 @@ def steps_of(base: Base, name: str, settings: Mapping[str, Any]) -> int:
     config = base.config_of(name, settings)
     images, _ = counted(str(config.data.shards), config.data.train_split)
     return planned_steps(config, images)
-
-
-def grace_of(search: Search, steps: int) -> int:
-    """Steps before a trial may be stopped, where the longest has so many.
-
-    Raises:
-        ConfigError: it has no more than that.
-    """
-    grace = search.grace or math.ceil(steps / GRACE)
-    if grace >= steps:
-        raise ConfigError(
-            f"search.grace {grace}: expected fewer steps than the longest trial has, {steps}"
-        )
-    return grace
 
 
 def begun(sweep: Sweep) -> None:
@@ -277,3 +263,28 @@ def _check_settings(sweep: Sweep, records: Mapping[str, Record]) -> None:
                 "other draws or another searcher need another name of the space, or another folder "
                 "(--set runs=DIR)"
             )
+
+
+def board_of(sweep: Sweep, records: Records) -> Leaderboard:
+    """The board of all trials that ended, written to the sweep's folder."""
+    rows = [_row(sweep, record) for record in records.all.values() if record.state != "begun"]
+    board = Leaderboard(sweep.name, sweep.folder, ranked(rows))
+    write_whole(sweep.folder / BOARD, board.csv())
+    return board
+
+
+def _row(sweep: Sweep, record: Record) -> Row:
+    config = sweep.base.config_of(record.name, record.settings)
+    values = flat(config)
+    found = list(evaluations(config.run_dir))
+    best = min(found, key=lambda row: row[SCORE]) if found and not record.error else {}
+    return Row(
+        trial=record.name.removesuffix(f"-s{record.settings.get(SEED)}"),
+        seed=config.seed,
+        run=config.run_dir,
+        settings={path: values[path] for path in record.settings if path != SEED},
+        scores={key: value for key, value in best.items() if "/" in key},
+        seconds=record.seconds,
+        steps=found[-1][TIME] if found else 0,
+        error=record.error,
+    )

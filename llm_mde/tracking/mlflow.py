@@ -4,39 +4,47 @@ A store that fails never stops training: what could not be sent waits and is sen
 """
 
 import hashlib
-import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from PIL import Image
 
 from llm_mde.config import TrackingConfig
 from llm_mde.credentials import redacted
 from llm_mde.tracking.about import origin
 from llm_mde.tracking.address import address
+from llm_mde.tracking.calls import log_figure, log_latest, log_params, text
 from llm_mde.tracking.connection import FAILURES, in_words, open_experiment
-from llm_mde.tracking.recorded import FIGURES, Recorded
+from llm_mde.tracking.recorded import Recorded
 from llm_mde.tracking.tracker import Status, Tracker
 
 logger = logging.getLogger(__name__)
 
 RUN_ID_FILE = "mlflow_run_id"  # and `mlflow_run_id-<hash of a store>` where a run is in others, too
-MAX_PARAMS = 100  # MLflow's limit of one log_batch
-MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
-MAX_TAG = 8000  # of a tag
+MAX_TAG = 8000
+WHOLE = "llm_mde.whole_to_step"  # tag of a run that ended and was sent whole
 RETRY_S = 60.0  # pause after a failure, so that a dead server costs one attempt a minute
 SEARCHED = 50_000  # runs of one search, MLflow's limit
 WAITING = 20_000  # calls kept while the store is away; the oldest go first
-
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
+
+
+@dataclass(frozen=True)
+class Child:
+    """What the store has of a run."""
+
+    whole: str | None
+    """The step up to which it was sent whole when it ended; None: it was not."""
+    metrics: Collection[str]
+    """Names."""
 
 
 class MlflowTracker(Tracker):
@@ -56,6 +64,7 @@ class MlflowTracker(Tracker):
         self._run_id: str | None = None
         self._waiting: deque[Callable[[MlflowClient, str], None]] = deque(maxlen=WAITING)
         self._retry_at = 0.0
+        self._last_step, self._lost = 0, False
         self.problem: str | None = None
         """Why the store does not answer, as it was last asked."""
         self._recorded: Recorded | None = None
@@ -81,8 +90,8 @@ class MlflowTracker(Tracker):
         """Address of the store, without credentials."""
         return redacted(self._uri)
 
-    def ended_children(self) -> set[str]:
-        """Ids of the runs below this one, which the store has, that have ended.
+    def children(self) -> dict[str, Child]:
+        """By id, what the store has of the runs below this one, which it has.
 
         Raises:
             Exception: one of `connection.FAILURES`.
@@ -93,12 +102,18 @@ class MlflowTracker(Tracker):
             filter_string=children_of(self._run_id),
             max_results=SEARCHED,
         )
-        return {run.info.run_id for run in found if run.info.status != "RUNNING"}
+        return {
+            run.info.run_id: Child(
+                None if run.info.status == "RUNNING" else run.data.tags.get(WHOLE),
+                run.data.metrics.keys(),
+            )
+            for run in found
+        }
 
     def params(self, params: Mapping[str, object]) -> None:
         """Record the configuration; what a resumed run changes becomes a tag `resumed.<path>`."""
-        values = {key: _text(value) for key, value in params.items()}
-        self._send(lambda client, run_id: _log_params(client, run_id, values))
+        values = {key: text(value) for key, value in params.items()}
+        self._send(lambda client, run_id: log_params(client, run_id, values))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record numbers at an optimizer step; what a run gone on with has of it stays as it is."""
@@ -107,6 +122,7 @@ class MlflowTracker(Tracker):
     def log_at(self, metrics: Mapping[str, float], step: int, *, time_s: float) -> None:
         """As `log`, of the past: `time_s` in seconds since 1970."""
         at_ms = round(time_s * 1000)
+        self._last_step = max(self._last_step, step)
         batch = [Metric(name, float(value), at_ms, step) for name, value in metrics.items()]
 
         def send(client: MlflowClient, run_id: str) -> None:
@@ -128,7 +144,7 @@ class MlflowTracker(Tracker):
 
         def send(client: MlflowClient, run_id: str) -> None:
             if self._recorded is None or not self._recorded.has_figure(client, path.name):
-                _upload(lambda: _log_figure(client, run_id, path, name, step))
+                _upload(lambda: log_figure(client, run_id, path, name, step))
 
         self._send(send)
 
@@ -154,8 +170,18 @@ class MlflowTracker(Tracker):
 
         self._send(send)
 
-    def close(self, status: Status = "finished") -> None:
-        """Send what waits, once, and end the run."""
+    def latest(self, path: Path, name: str) -> None:
+        """A picture as `<name>.png`, in place of an older one: see `figure`."""
+        self._send(lambda client, run_id: _upload(lambda: log_latest(client, run_id, path, name)))
+
+    def close(self, status: Status = "finished", *, whole: bool = True) -> None:
+        """Send what waits, once, and end the run.
+
+        whole: this was all of its record, not an addition.
+        """
+        if whole and self._last_step and not self._lost:
+            tag = RunTag(WHOLE, f"{self._last_step}")
+            self._waiting.append(lambda client, run_id: client.log_batch(run_id, tags=[tag]))
         self._waiting.append(
             lambda client, run_id: client.set_terminated(run_id, status=status.upper())
         )
@@ -169,6 +195,7 @@ class MlflowTracker(Tracker):
             )
 
     def _send(self, call: Callable[[MlflowClient, str], None]) -> None:
+        self._lost |= len(self._waiting) == WAITING
         self._waiting.append(call)
         self._drain()
 
@@ -271,24 +298,3 @@ def _reopened(client: MlflowClient, run_id: str) -> bool:
         logger.warning("mlflow: run %s is not in this store; starting a new one", run_id)
         return False
     return True
-
-
-def _log_params(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
-    known = client.get_run(run_id).data.params
-    new = [Param(key, value) for key, value in values.items() if key not in known]
-    for start in range(0, len(new), MAX_PARAMS):
-        client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
-    changed = {key: value for key, value in values.items() if known.get(key, value) != value}
-    for key, value in changed.items():
-        client.set_tag(run_id, f"resumed.{key}", value)
-
-
-def _log_figure(client: MlflowClient, run_id: str, path: Path, name: str, step: int) -> None:
-    with Image.open(path) as picture:
-        client.log_image(run_id, picture, key=name, step=step, synchronous=True)
-        client.log_image(run_id, picture, artifact_file=f"{name}.png")
-    client.log_artifact(run_id, str(path), FIGURES)
-
-
-def _text(value: object) -> str:
-    return (value if isinstance(value, str) else json.dumps(value, default=str))[:MAX_VALUE]

@@ -13,7 +13,7 @@ from llm_mde.locks import training
 from llm_mde.recipes import load
 from llm_mde.tracking.about import describe, parameters
 from llm_mde.tracking.connection import FAILURES, in_words
-from llm_mde.tracking.mlflow import MlflowTracker, known_run
+from llm_mde.tracking.mlflow import Child, MlflowTracker, known_run
 from llm_mde.tracking.tracker import METRICS_FILE, read_metrics, read_status
 
 logger = logging.getLogger(__name__)
@@ -62,31 +62,45 @@ def sync(run_dir: Path, *, uri: str | None = None, parent: str | None = None) ->
         return _sync(run_dir, uri=uri, parent=parent)
 
 
-def catch_up(runs: Iterable[Path], parent: MlflowTracker) -> list[Path]:
+def catch_up(runs: Iterable[Path], parent: MlflowTracker) -> None:
     """Send what an outage kept from the parent's store of runs that are over, as its children.
 
-    A run that has ended there was sent whole, for its end is sent last.
-
-    Returns:
-        The runs that were sent; none where the store is still away, which is logged.
+    One that cannot be sent is named and left; where the store does not answer, so are the others.
     """
     if parent.run_id is None:
-        return []  # it has said so
+        return  # it has said so
+    sent = 0
     try:
-        ended = parent.ended_children()
-        late = [
-            run
-            for run in runs
-            if (run / METRICS_FILE).is_file() and known_run(run, parent.uri) not in ended
-        ]
-        for run in late:
-            sync(run, uri=parent.uri, parent=parent.run_id)
+        known = parent.children()
+        for run in runs:
+            if not _is_whole(run, known.get(known_run(run, parent.uri) or "")):
+                sent += _sent(run, parent)
     except FAILURES as error:
         logger.warning("mlflow: runs that it lacks were not sent: %s", in_words(error))
-        return []
-    if late:
-        logger.info("mlflow: sent what it lacked of %d runs", len(late))
-    return late
+    if sent:
+        logger.info("mlflow: sent what it lacked of %d runs", sent)
+
+
+def _is_whole(run: Path, child: Child | None) -> bool:
+    """Whether the store has all of a run's record, or there is none."""
+    rows = read_metrics(run / METRICS_FILE)
+    whole = child.whole if child else None
+    return not rows or whole == f"{max(row['step'] for row in rows)}"
+
+
+def _sent(run: Path, parent: MlflowTracker) -> bool:
+    """Send a run; of one that cannot be sent say why, if its store answers.
+
+    Raises:
+        Exception: one of FAILURES, where it does not.
+    """
+    try:
+        sync(run, uri=parent.uri, parent=parent.run_id)
+    except ConfigError as error:
+        parent.children()
+        logger.warning("mlflow: %s", error)
+        return False
+    return True
 
 
 def _sync(run_dir: Path, *, uri: str | None, parent: str | None) -> Synced:
@@ -111,9 +125,13 @@ def _sync(run_dir: Path, *, uri: str | None, parent: str | None) -> Synced:
         numbers = {name: value for name, value in row.items() if name not in CLOCKS}
         tracker.log_at(numbers, row["step"], time_s=row["time"])
         values += len(numbers)
+    pictures: dict[str, Path] = {}
     for path in sorted((run_dir / "figures").glob("*-*.png")):
         name, _, step = path.stem.rpartition("-")
         tracker.figure(path, name, int(step))
+        pictures[name] = path
+    for name, path in pictures.items():
+        tracker.latest(path, name)
     if (run_dir / "adapter").is_dir():
         tracker.artifacts(run_dir / "adapter", "adapter")
     tracker.close(read_status(run_dir))

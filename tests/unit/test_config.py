@@ -184,6 +184,19 @@ def test_tree_is_frozen():
         Config().seed = 3
 
 
+def test_a_key_that_stands_twice_is_refused_and_aliases_are_not(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text("seed: 1\ntrain:\n  batch: 2\n  batch: 4\n")
+    with pytest.raises(ConfigError, match="line 4, column 3: batch again$"):
+        read_yaml(path)
+    path.write_text("a: &a {x: 1}\nb: {c: &b {<<: *a, x: 2}}\nd: {<<: *b, x: 3}\n1: e\n'1': f\n")
+    found = read_yaml(path)
+    assert (found["b"]["c"]["x"], found["d"]["x"], found[1], found["1"]) == (2, 3, "e", "f")
+    path.write_text("name: {{x}}\n")
+    with pytest.raises(ConfigError, match="not a readable YAML file: line 1"):
+        read_yaml(path)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -28,7 +28,7 @@ ROOMS = (
     ("scoring.", "losses metrics protocols baselines evaluate bootstrap"),
     (
         "tracking.",
-        "tracker about address recorded connection mlflow background sync registry ui",
+        "tracker about address recorded connection calls mlflow background sync registry ui",
     ),
     (
         "training.",
@@ -53,7 +53,7 @@ HOMES = {
     "peft": {"model.lora", "inference.adapter"},
     "webdataset": {"data.stream"},
     "deepspeed": {"training.engine"},
-    "mlflow": {f"tracking.{name}" for name in ("connection", "mlflow", "registry", "ui")},
+    "mlflow": {f"tracking.{name}" for name in ("connection", "calls", "mlflow", "registry", "ui")},
     "h5py": {"nyu.labeled"},
     "huggingface_hub": {"data.store", "model.vit", "training.doctor", "inference.pretrained"},
     "onnxruntime": {"inference.export"},

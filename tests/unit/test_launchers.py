@@ -113,3 +113,14 @@ def test_one_process_needs_no_group():
 
 def test_free_ports_can_be_used():
     assert 1024 <= launcher.free_port() < 65536
+
+
+@pytest.mark.parametrize("address", ["a..b:6379", "127.0.0.1:1", "[::1]:1", "127.0.0.1:99999"])
+def test_a_cluster_that_does_not_answer_is_named(address):
+    with pytest.raises(ConfigError, match=r"--ray .*: no Ray cluster answers there .* or wait$"):
+        launcher.check_cluster(address, option="--ray", otherwise="wait")
+
+
+def test_addresses_that_only_ray_can_read_are_left_to_it():
+    for address in ("auto", "local", "ray://127.0.0.1:1", "127.0.0.1"):
+        launcher.check_cluster(address, option="--ray", otherwise="wait")

@@ -192,7 +192,7 @@ def test_broken_store_warns_once_and_never_raises(
     assert tracker.run_id is None
     assert len(warnings) == 2
     assert "the run goes on, metrics.jsonl is complete" in warnings[0]
-    assert warnings[1] == f"mlflow: 5 records were not sent; {LATER}"
+    assert warnings[1] == f"mlflow: 6 records were not sent; {LATER}"
 
 
 def test_a_store_that_cannot_be_one_is_the_users_mistake(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_server_that_refuses_says_so_once_and_no_password_is_told(
     tracker.close()
     said = [record.getMessage() for record in caplog.records]
     assert "the store refuses (403): give it MLFLOW_TRACKING_USERNAME" in said[0]
-    assert said[1:] == [f"mlflow: 4 records were not sent; {LATER}"]
+    assert said[1:] == [f"mlflow: 5 records were not sent; {LATER}"]
     assert problem(guarded) == tracker.problem
     assert "hunter2" not in caplog.text + repr(tracker.problem)
     with pytest.raises(

@@ -252,6 +252,14 @@ def test_bad_words_end_with_one_line(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_finished_sweep_is_told_again_without_its_devices(plan: Plan, run: Run) -> None:
+    board = run(plan())
+    told = run_sweep(plan(), share=Share(gpus=99), about={}).board
+    assert [row.trial for row in told.rows] == [row.trial for row in board.rows]
+    with pytest.raises(ConfigError, match="--gpus-per-trial 99: no machine has as many"):
+        run_sweep(plan(seeds=2), share=Share(gpus=99), about={})
+
+
 def test_a_dry_run_refuses_what_the_run_would(plan: Plan, run: Run, tmp_path: Path, capsys) -> None:
     run(plan())
     (tmp_path / "space.yaml").write_text(SPACE.replace("2.0e-3", "5.0e-3"))

@@ -143,26 +143,35 @@ def test_a_store_that_does_not_answer_is_an_error(run: Path, monkeypatch) -> Non
 
 
 def test_children_that_a_store_lacks_get_there_below_their_parent(
-    run: Path, uri: str, tmp_path: Path
+    run: Path, uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = MlflowClient(tracking_uri=uri)
-    complete, begun = (shutil.copytree(run, tmp_path / name) for name in ("complete", "begun"))
+    names = ("complete", "begun", "scored", "empty")
+    complete, begun, scored, empty = (shutil.copytree(run, tmp_path / name) for name in names)
+    (empty / "config.yaml").unlink()
     parent = MlflowTracker(TrackingConfig(uri=uri), run_dir=tmp_path / "sweep")
     known = sync(complete, uri=uri, parent=parent.run_id).run_id
     ended = client.get_run(known).info.end_time
     MlflowTracker(TrackingConfig(uri=uri), run_dir=begun)  # the store went away behind its start
+    addition = MlflowTracker(TrackingConfig(uri=uri), run_dir=scored, resume=True)
+    addition.log({"test/abs_rel": 0.5}, 2)
+    addition.close(whole=False)
 
-    catch_up([run, complete, begun, tmp_path / "never trained"], parent)
+    catch_up([empty, run, complete, begun, scored, tmp_path / "never trained"], parent)
+    assert f"{empty}: no config.yaml" in caplog.text
 
     found = client.search_runs(
         [client.get_run(known).info.experiment_id],
         filter_string=f'tags."mlflow.parentRunId" = "{parent.run_id}"',
     )
-    assert {one.info.run_name for one in found} == {"night", "complete", "begun"}
+    assert {one.info.run_name for one in found} == {"night", "complete", "begun", "scored"}
     for one in found:
         assert one.info.status == "FINISHED"
         assert history(uri, one.info.run_id, "train/loss") == [(1, 3.0), (2, 2.0)]
     assert client.get_run(known).info.end_time == ended
+    ends = {one.info.run_id: one.info.end_time for one in found}
+    catch_up([run, complete, begun, scored], parent)
+    assert {one: client.get_run(one).info.end_time for one in ends} == ends
 
 
 def test_a_parent_whose_store_is_away_says_so_and_no_more(
