@@ -152,7 +152,7 @@ def test_a_host_cut_off_is_named_and_both_end_as_one_host_does(
     assert all(run.codes()), run.said()
     told = r"rank 0 waits in vain: rank 1 on node[12] shows no sign of life; the same command goes"
     assert re.search(told, run.said())
-    assert "[rank" not in run.said()  # no traceback of a rank
+    assert not re.search(r"\[rank\d\]: ", run.said())  # a traceback's lines; torch may warn
     if recipe == "torchrun":  # the ssh that would bring deepspeed's is gone
         assert re.search(r"rank 1 waits in vain: rank 0 on node[12], which keeps", run.said())
 

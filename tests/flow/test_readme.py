@@ -140,7 +140,7 @@ def test_ui_serves_the_store_of_a_run_until_it_is_ended(place: Path) -> None:
     )
     try:
         assert page.stdout is not None
-        url = page.stdout.readline().split()[2].rstrip(",")
+        url = page.stdout.readline().split()[-1]
         with urllib.request.urlopen(url, timeout=60) as answer:
             assert b"MLflow" in answer.read()
     finally:
