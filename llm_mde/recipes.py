@@ -181,6 +181,11 @@ def flat(config: BaseModel) -> dict[str, Any]:
     return leaves(config.model_dump(mode="json"))
 
 
+def settings_of(config: Config, ds: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted path to JSON value of the configuration and, below `ds.`, of DeepSpeed's JSON."""
+    return flat(config) | leaves(ds, "ds.")
+
+
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted path to value of every leaf of a nested mapping."""
     found: dict[str, Any] = {}

@@ -43,6 +43,11 @@ class Records:
         if write and path.is_file():
             write_whole(path, "".join(map(_line, self.all.values())))
 
+    @property
+    def over(self) -> set[str]:
+        """Names of those that are not to be run again."""
+        return {name for name, record in self.all.items() if record.over}
+
     def add(self, record: Record) -> None:
         """Append, on disk when it returns."""
         with self._path.open("a", encoding="utf-8") as file:

@@ -18,7 +18,7 @@ from llm_mde.studies import rules
 from llm_mde.studies.rules import Rule
 
 CENTRE = "centre"
-OWN = ("name", "runs")  # by which a sweep finds its trials
+OWN = {"name", "runs"}  # by which a sweep finds its trials
 
 
 class Tiny(Frozen):
@@ -139,9 +139,9 @@ def read_form(path: Path, form: type[S]) -> S:
             message = "expected at least one, got none"
         raise ConfigError(f"{path}: {where}{message}") from error
     rules.check_paths(_all_rules(space), str(path))
-    for name in OWN:
-        if name in _all_rules(space.model_copy(update={"common": {}})):
-            raise ConfigError(f"{path}: {name}: is the sweep's own, expected another path")
+    own = OWN & _all_rules(space.model_copy(update={"common": {}})).keys()
+    if own:
+        raise ConfigError(f"{path}: {min(own)}: is the sweep's own, expected another path")
     return space
 
 

@@ -73,16 +73,19 @@ def run_sweep(
         ConfigError: all trials failed; another command runs this sweep; the folder holds another
             one; a trial asks for more devices than there are.
     """
-    over = sum(one.over for one in Records(sweep.folder / RECORDS, write=False).all.values())
-    if over >= sweep.total:
-        pass  # a report needs no devices
-    elif address is None:
-        devices_of(share, nodes=[here()], of=sweep.total)
-    else:
-        check_cluster(address, option="--address", otherwise="leave --address out")
+    if len(Records(sweep.folder / RECORDS, write=False).over) < sweep.total:
+        _check_devices(sweep, share=share, address=address)
     with alone(sweep.folder):
         claim(sweep)
         return _run(sweep, share=share, address=address, about=about)
+
+
+def _check_devices(sweep: Sweep, *, share: Share, address: str | None) -> None:
+    """What is known of them before Ray starts."""
+    if address is None:
+        devices_of(share, nodes=[here()], of=sweep.total)
+    else:
+        check_cluster(address, option="--address", otherwise="leave --address out")
 
 
 def _run(sweep: Sweep, *, share: Share, address: str | None, about: Mapping[str, Any]) -> Finished:
@@ -136,7 +139,7 @@ def _run_trials(
     sweep: Sweep, records: Records, *, share: Share, address: str | None, run_id: str | None
 ) -> None:
     """Run those that are not over, and keep how each ends."""
-    over = {name for name, record in records.all.items() if record.over}
+    over = records.over
     todo = {
         # By `pbt` a trial's settings have changed since it began.
         name: records.all[name].settings if sweep.changing and name in records.all else settings

@@ -11,7 +11,7 @@ from typing import Any
 from llm_mde import __version__
 from llm_mde.clone import commit
 from llm_mde.config import Config
-from llm_mde.recipes import leaves
+from llm_mde.recipes import settings_of
 from llm_mde.tracking.tracker import Tracker
 
 TAGS, LEGEND, ENVIRONMENT = "tags.json", "legend.md", "environment.json"
@@ -47,7 +47,7 @@ def parameters(config: Config, ds: Mapping[str, Any]) -> dict[str, Any]:
     Without its name, and what DeepSpeed has from the configuration: between the trials of a sweep
     they would differ beside what is swept.
     """
-    found = leaves(config.model_dump(mode="json")) | leaves(ds, "ds.")
+    found = settings_of(config, ds)
     return {path: value for path, value in found.items() if path not in DERIVED}
 
 

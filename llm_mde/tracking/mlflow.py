@@ -21,7 +21,7 @@ from llm_mde.config import TrackingConfig
 from llm_mde.credentials import redacted
 from llm_mde.tracking.about import origin
 from llm_mde.tracking.address import address
-from llm_mde.tracking.calls import log_figure, log_latest, log_params, text
+from llm_mde.tracking.calls import log_figure, log_latest, log_params, text, upload
 from llm_mde.tracking.connection import FAILURES, in_words, open_experiment
 from llm_mde.tracking.recorded import Recorded
 from llm_mde.tracking.tracker import Status, Tracker
@@ -135,16 +135,18 @@ class MlflowTracker(Tracker):
 
         self._send(send)
 
-    def figure(self, path: Path, name: str, step: int) -> None:
+    def figure(self, path: Path, name: str, step: int, *, latest: bool = True) -> None:
         """Record a picture: in the page's image grid, by step, and as a file in `figures`.
 
         The latest one is `<name>.png` as well: MLflow's view of runs side by side shows files that
-        all of them have, at the top of their artifacts alone.
+        all of them have, at the top of their artifacts alone. latest: it is.
         """
 
         def send(client: MlflowClient, run_id: str) -> None:
             if self._recorded is None or not self._recorded.has_figure(client, path.name):
-                _upload(lambda: log_figure(client, run_id, path, name, step))
+                upload(lambda: log_figure(client, run_id, path, name, step))
+                if latest:
+                    upload(lambda: log_latest(client, run_id, path, name))
 
         self._send(send)
 
@@ -152,7 +154,7 @@ class MlflowTracker(Tracker):
         """Record a folder of files."""
 
         def send(client: MlflowClient, run_id: str) -> None:
-            _upload(lambda: client.log_artifacts(run_id, str(folder), name))
+            upload(lambda: client.log_artifacts(run_id, str(folder), name))
 
         self._send(send)
 
@@ -166,13 +168,13 @@ class MlflowTracker(Tracker):
 
         def send(client: MlflowClient, run_id: str) -> None:
             for path in paths:
-                _upload(partial(client.log_artifact, run_id, str(path)))
+                upload(partial(client.log_artifact, run_id, str(path)))
 
         self._send(send)
 
     def latest(self, path: Path, name: str) -> None:
         """A picture as `<name>.png`, in place of an older one: see `figure`."""
-        self._send(lambda client, run_id: _upload(lambda: log_latest(client, run_id, path, name)))
+        self._send(lambda client, run_id: upload(lambda: log_latest(client, run_id, path, name)))
 
     def close(self, status: Status = "finished", *, whole: bool = True) -> None:
         """Send what waits, once, and end the run.
@@ -271,22 +273,6 @@ def _unless_refused(
         if error.error_code not in REFUSALS:
             raise
         logger.warning("mlflow: left out, the store refuses it: %s", in_words(error))
-
-
-def _upload(put: Callable[[], object]) -> None:
-    """Put files into the artifact store; what its own library cannot do is left out.
-
-    Such a library (boto3, azure, google) has exceptions of its own and may not be installed.
-    """
-    try:
-        put()
-    except ImportError as error:
-        logger.warning("mlflow: left out: %s; install what the artifact store needs", error)
-    except FAILURES:
-        raise
-    except Exception as error:
-        said = in_words(error)
-        logger.warning("mlflow: left out: %s; 'llm-mde track sync' sends it later", said)
 
 
 def _reopened(client: MlflowClient, run_id: str) -> bool:

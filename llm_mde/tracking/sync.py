@@ -128,7 +128,7 @@ def _sync(run_dir: Path, *, uri: str | None, parent: str | None) -> Synced:
     pictures: dict[str, Path] = {}
     for path in sorted((run_dir / "figures").glob("*-*.png")):
         name, _, step = path.stem.rpartition("-")
-        tracker.figure(path, name, int(step))
+        tracker.figure(path, name, int(step), latest=False)
         pictures[name] = path
     for name, path in pictures.items():
         tracker.latest(path, name)

@@ -15,7 +15,7 @@ from llm_mde.config import Config
 from llm_mde.data.index import Index
 from llm_mde.errors import ConfigError, DataError
 from llm_mde.model.depth_model import DepthModel
-from llm_mde.recipes import build, dump, flat, leaves
+from llm_mde.recipes import build, dump, settings_of
 
 CONFIG = "config.yaml"
 
@@ -61,11 +61,6 @@ CHANGEABLE = (
     "model.llm.dropout",
     "model.reprogram.dropout",
 )
-
-
-def settings_of(config: Config, ds: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted path to JSON value of the configuration and, below `ds.`, of DeepSpeed's JSON."""
-    return flat(config) | leaves(ds, "ds.")
 
 
 def identities(model: DepthModel, *, train: Index, val: Index) -> dict[str, Any]:

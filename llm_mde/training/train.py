@@ -18,12 +18,13 @@ from llm_mde.data.plan import Part, Plan
 from llm_mde.data.stream import training_batches
 from llm_mde.errors import ConfigError, MemoryFullError
 from llm_mde.model.depth_model import DepthModel
+from llm_mde.recipes import settings_of
 from llm_mde.scoring.baselines import Baselines, baselines_of
 from llm_mde.tracking.tracker import Status
 from llm_mde.training import checkpoint, state
 from llm_mde.training.ds import read_ds
 from llm_mde.training.engine import Engine, micro_batch, resolve_ds, start
-from llm_mde.training.folder import alone, check_same, claim, identities, settings_of
+from llm_mde.training.folder import alone, check_same, claim, identities
 from llm_mde.training.identity import identity, write_about
 from llm_mde.training.loop import fit
 from llm_mde.training.preflight import Need, check, memory_full

@@ -246,7 +246,8 @@ def test_folder_of_this_machine_has_no_cache(tmp_path, cache):
 
 
 def test_run_prepares_it_for_a_url_alone_and_may_change_it(tmp_path):
-    from llm_mde.training.folder import differences, settings_of
+    from llm_mde.recipes import settings_of
+    from llm_mde.training.folder import differences
 
     there = {"disk_cache": tmp_path / "kept", "disk_cache_gb": 2.0}
     assert disk_cache(DataConfig(shards="s3://a/b")) is None

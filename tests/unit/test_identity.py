@@ -7,7 +7,7 @@ import pytest
 
 from llm_mde.data.index import open_index
 from llm_mde.model.depth_model import DepthModel
-from llm_mde.training.folder import settings_of
+from llm_mde.recipes import settings_of
 from llm_mde.training.identity import identity
 from tests.support.shards import rows, write_rows, write_shards
 from tests.support.training import tiny_config
